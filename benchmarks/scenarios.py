@@ -1,0 +1,189 @@
+"""The scenarios: what the load does to one site, and what is counted."""
+
+import asyncio
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import partial
+from typing import ClassVar, NamedTuple
+
+from .connection import Connection, client_frame, connect
+from .processes import Server
+from .trigger import PATH
+
+PATIENCE = 30.0
+"""Seconds that the answers may take after the last request of a run."""
+CONNECTS_AT_ONCE = 50
+SUBSCRIBE = client_frame(b'{"type":"subscribe_request","topic":"prices"}')
+ECHO = client_frame(b'{"type":"echo_request","reqId":"1","echo":"Hello"}')
+PUBLISH = client_frame(b"publish")
+
+
+class Sample(NamedTuple):
+    """Hold what arrived in so many seconds, with so many seconds of CPU time in the server and in the load."""
+
+    frames: int = 0
+    seconds: float = 0.0
+    server_cpu: float = 0.0
+    load_cpu: float = 0.0
+
+    def plus(self, other: "Sample") -> "Sample":
+        """Return both measurements as one."""
+        return Sample(
+            self.frames + other.frames,
+            self.seconds + other.seconds,
+            self.server_cpu + other.server_cpu,
+            self.load_cpu + other.load_cpu,
+        )
+
+
+class Load(ABC):
+    """Be the clients of one site. A subclass says what a run begins with, and what each frame leads to."""
+
+    unit: ClassVar[str]
+    connections_by_default: ClassVar[int]
+    expected: ClassVar[bytes]
+    """What each frame holds; anything else ends the benchmark, so that no refusal is counted."""
+
+    def __init__(self, server: Server) -> None:
+        self.connections: list[Connection] = []
+        self._server = server
+        self._size = 0
+        self._count = 0
+        self._missing = 0
+        self._time_is_up = False
+        self._end: asyncio.Future[None] | None = None
+        self._error: Exception | None = None
+
+    async def connect(self, count: int, *, subscribe: bool) -> None:
+        """Connect ``count`` clients, which send a subscribe request if the site wants one."""
+        while missing := min(CONNECTS_AT_ONCE, count - len(self.connections)):
+            self.connections += await asyncio.gather(*(self._connect("/ws/") for _ in range(missing)))
+        if subscribe:
+            for connection in self.connections:
+                answer = await connection.ask(SUBSCRIBE)
+                if b'"status":"OK"' not in answer:
+                    raise RuntimeError(f"the subscription was refused: {answer!r}")
+        await self._prepare()
+
+    async def run(self, seconds: float) -> Sample:
+        """
+        Drive the server for ``seconds``, and until all that was asked for has arrived.
+
+        Raises ``TimeoutError`` when it does not arrive, and what went wrong on a connection.
+        """
+        loop = asyncio.get_running_loop()
+        self._count = 0
+        self._time_is_up = False
+        if self._error is not None:
+            raise self._error
+        self._end = loop.create_future()
+        timer = loop.call_later(seconds, self._stop)
+        before = self._clocks()
+        self._begin()
+        try:
+            async with asyncio.timeout(seconds + PATIENCE):
+                await self._end
+        except TimeoutError:
+            raise TimeoutError(f"{self._missing} frames did not arrive within {PATIENCE:g} s") from None
+        finally:
+            timer.cancel()
+        return Sample(self._count, *(now - then for now, then in zip(self._clocks(), before, strict=True)))
+
+    def close(self) -> None:
+        """Drop all connections."""
+        for connection in self.connections:
+            connection.close()
+
+    async def _connect(self, path: str) -> Connection:
+        return await connect(self._server.port, path, self._fail)
+
+    @abstractmethod
+    async def _prepare(self) -> None: ...
+
+    @abstractmethod
+    def _begin(self) -> None: ...
+
+    def _check(self, frame: bytes) -> None:
+        """Look into a frame whose size is new, which the first one's is."""
+        if self.expected in frame:
+            self._size = len(frame)
+        else:
+            self._fail(RuntimeError(f"expected a frame with {self.expected!r}, got {frame!r:.300}"))
+
+    def _clocks(self) -> tuple[float, float, float]:
+        return time.perf_counter(), self._server.cpu_seconds(), time.process_time()
+
+    def _stop(self) -> None:
+        self._time_is_up = True
+
+    def _finish(self) -> None:
+        if self._end is not None and not self._end.done():
+            self._end.set_result(None)
+
+    def _fail(self, error: Exception) -> None:
+        self._error = error
+        if self._end is not None and not self._end.done():
+            self._end.set_exception(error)
+
+
+class Fanout(Load):
+    """Publish to subscribers of one topic; the next broadcast begins when the last has reached everybody."""
+
+    unit = "delivery"
+    connections_by_default = 2000
+    expected = b'"publication"'
+
+    async def _prepare(self) -> None:
+        for connection in self.connections:
+            connection.on_frame = self._delivered
+        publisher = await self._connect(PATH)
+        self._publish: Callable[[], None] = partial(publisher.write, PUBLISH)
+        self._subscribers = len(self.connections)
+        self.connections.append(publisher)
+
+    def _begin(self) -> None:
+        self._missing = self._subscribers
+        self._publish()
+
+    def _delivered(self, frame: bytes) -> None:
+        if len(frame) != self._size:
+            self._check(frame)
+        self._missing -= 1
+        if not self._missing:
+            self._count += self._subscribers
+            if self._time_is_up:
+                self._finish()
+            else:
+                self._begin()
+
+
+class Echo(Load):
+    """Send an echo request on each connection; the next goes out when the answer to the last is in."""
+
+    unit = "echo"
+    connections_by_default = 50
+    expected = b"Hello"
+
+    async def _prepare(self) -> None:
+        for connection in self.connections:
+            connection.on_frame = partial(self._echoed, connection)
+
+    def _begin(self) -> None:
+        self._missing = len(self.connections)
+        for connection in self.connections:
+            connection.write(ECHO)
+
+    def _echoed(self, connection: Connection, frame: bytes) -> None:
+        if len(frame) != self._size:
+            self._check(frame)
+        self._count += 1
+        if not self._time_is_up:
+            connection.write(ECHO)
+            return
+        self._missing -= 1
+        if not self._missing:
+            self._finish()
+
+
+SCENARIOS: dict[str, type[Load]] = {"fanout": Fanout, "echo": Echo}

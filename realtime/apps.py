@@ -1,0 +1,20 @@
+"""The app's wiring: every app's ``topics.py`` is found, the checks are registered, Daphne is repaired."""
+
+from __future__ import annotations
+
+from django.apps import AppConfig
+from django.utils.module_loading import autodiscover_modules
+
+
+class RealtimeConfig(AppConfig):
+    """Wire realtime into the site."""
+
+    name = "realtime"
+    verbose_name = "Realtime"
+
+    def ready(self) -> None:
+        from . import checks  # noqa: F401
+        from .servers import daphne
+
+        daphne.install()
+        autodiscover_modules("topics")

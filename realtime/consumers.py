@@ -1,0 +1,290 @@
+"""The connection's side: a consumer that reads requests, answers them in order, and leaves delivery to the hub."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from channels.consumer import AsyncConsumer
+from channels.generic.websocket import AsyncJsonWebsocketConsumer
+
+from .exceptions import RequestError
+from .handshake import origin_allowed, read_user
+from .hub import Connection, get_hub
+from .link import JOIN_TIMEOUT
+from .protocol import (
+    SUBPROTOCOL,
+    TOPIC_HEARTBEAT,
+    AnyRequest,
+    CloseCode,
+    EchoRequest,
+    EchoResponse,
+    EchoResponseData,
+    ErrorCode,
+    ErrorMessage,
+    ErrorMessageData,
+    Message,
+    Response,
+    Status,
+    SubscribeRequest,
+    SubscribeResponse,
+    SubscribeResponseData,
+    UnsubscribeRequest,
+    UnsubscribeResponse,
+    UnsubscribeResponseData,
+    encode,
+    encode_heartbeat,
+    parse,
+)
+from .servers import binary_frame, text_frame, wire_for
+from .topics import Topic, find_topic
+
+logger = logging.getLogger("realtime.consumers")
+
+FRAMES_A_TURN = 32
+"""Frames that one connection may have handled before others get a turn on the event loop."""
+
+LINGER = 5.0
+"""Seconds that a client has to read what was sent before its connection ended."""
+
+RESPONSES: dict[type[Message], Callable[..., Response]] = {
+    EchoRequest: EchoResponse,
+    SubscribeRequest: SubscribeResponse,
+    UnsubscribeRequest: UnsubscribeResponse,
+}
+"""The response that each request is answered with."""
+
+
+class RealtimeConsumer(AsyncJsonWebsocketConsumer):
+    """
+    Serve one WebSocket connection.
+
+    It is what users of Channels know, with ``connect``, ``receive_json`` and ``disconnect`` to override,
+    but for two things. ``receive_json`` is called with a request of ``realtime.protocol``, not with a
+    dict. And the consumer has no channel of its own: ``channel_layer`` and ``channel_name`` are the
+    hub's, and what is sent to topics' groups is delivered by the hub.
+
+    Channels' own receive loop is not used, as it hops to a thread for every message, on a thread that
+    all connections share, and calls neither ``disconnect`` nor anything else after an exception.
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if cls.groups:
+            raise TypeError(
+                f"{cls.__name__}.groups is {cls.groups!r}, but a realtime consumer joins no groups by itself: "
+                "declare a realtime.Topic, to which its clients subscribe"
+            )
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        self.scope = scope
+        self.base_send = send
+        self.hub = get_hub()
+        self.channel_layer = self.hub.link.layer
+        self.connection: Connection | None = None
+        self._receive = receive
+        try:
+            await self._serve(receive)
+        except OSError as error:  # what servers raise when the client has gone
+            logger.debug("event=client_gone connection=%s error=%r", self.id, error)
+        except Exception:
+            logger.exception("event=connection_failed connection=%s", self.id)
+            await self._fail()
+
+    @property
+    def id(self) -> str:
+        """The connection's id, or ``-`` before it was accepted."""
+        return "-" if self.connection is None else self.connection.id
+
+    @property
+    def channel_name(self) -> str | None:
+        """The hub's channel on the layer; None until the layer was reached."""
+        return self.hub.link.channel
+
+    async def _serve(self, receive: Any) -> None:
+        message = await receive()
+        if message["type"] != "websocket.connect":  # gone before it began
+            return
+        if self.hub.draining:
+            await self.close()
+            return
+        if not origin_allowed(self.scope):
+            logger.info("event=refused reason=origin path=%.200r", self.scope["path"])
+            await self.close()
+            return
+        self._user_known = await read_user(self.scope)
+        code: int = CloseCode.INTERRUPTED
+        try:
+            await self.websocket_connect(message)
+            if self.connection is not None:
+                code = await self._receive_frames(receive)
+        finally:
+            if self.connection is not None:
+                self.hub.disconnected(self.connection)
+                if self.connection.wire.buffered:  # else the server would wait for ever for a client that does not read
+                    self.hub.loop.call_later(LINGER, self.connection.abort)
+                logger.info(
+                    "event=disconnected connection=%s code=%s seconds=%d", self.id, code, self.connection.uptime
+                )
+            await self.disconnect(code)
+
+    async def _receive_frames(self, receive: Any) -> int:
+        """Handle frames until the connection ends. Return the close code."""
+        connection = self.connection
+        assert connection is not None
+        frames = 0
+        while True:
+            message = await receive()
+            if message["type"] == "websocket.disconnect":
+                code = message.get("code")
+                return CloseCode.NO_STATUS if code is None else int(code)
+            if not connection.wire.closed:
+                await self.websocket_receive(message)
+            # receive() does not give way while frames wait.
+            frames += 1
+            if frames % FRAMES_A_TURN == 0:
+                await asyncio.sleep(0)
+
+    async def _fail(self) -> None:
+        """End a connection whose handling failed: with 1011, or before it was accepted with a refusal."""
+        if self.connection is not None:
+            self.connection.close(CloseCode.INTERNAL_ERROR, "internal error")
+            try:  # until it is sent: an application that returns ends the connection
+                async with asyncio.timeout(LINGER):
+                    while (await self._receive())["type"] != "websocket.disconnect":
+                        pass
+            except TimeoutError:
+                pass
+            return
+        try:
+            await self.base_send({"type": "websocket.close"})
+        except Exception as error:  # noqa: BLE001 - the client may have gone
+            logger.debug("event=refusal_failed error=%r", error)
+
+    # What a subclass may override or call
+
+    async def connect(self) -> None:
+        """Accept the connection, with our subprotocol if the client offers it."""
+        offered = self.scope.get("subprotocols") or []
+        await self.accept(SUBPROTOCOL if SUBPROTOCOL in offered else None)
+
+    async def accept(self, subprotocol: str | None = None, headers: Any = None) -> None:
+        """Accept the connection; from now on the hub knows it."""
+        await super().accept(subprotocol, headers)
+        self.connection = Connection(wire_for(self.scope, self._receive, self.base_send))
+        self.hub.connected(self.connection)
+        logger.debug("event=connected connection=%s path=%r", self.id, self.scope.get("path"))
+
+    async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None, **_: Any) -> None:
+        """Parse a frame, text or binary, and handle the request in it; answer with an error if there is none."""
+        frame = text_data if text_data is not None else bytes_data
+        try:
+            request = parse(frame if frame is not None else "")
+        except RequestError as error:
+            await self.send_json(ErrorMessage(message=error.message, code=ErrorCode(error.code), req_id=error.req_id))
+            return
+        await self.receive_json(request)
+
+    async def receive_json(self, request: AnyRequest, **_: Any) -> None:
+        """Handle one request and answer it; one whose handler raises is answered ``INTERNAL_ERROR``."""
+        try:
+            if isinstance(request, EchoRequest):
+                self.echo(request)
+            elif isinstance(request, UnsubscribeRequest):
+                self.unsubscribe(request)
+            else:
+                async with asyncio.timeout(self.hub.settings.HANDLER_TIMEOUT + JOIN_TIMEOUT):
+                    await self.subscribe(request)
+        except (Exception, asyncio.CancelledError):
+            task = asyncio.current_task()
+            if task is None or task.cancelling():  # else the site's code awaited something that was cancelled
+                raise
+            logger.exception("event=handler_failed connection=%s request=%s", self.id, request.type)
+            self._answer_error(request, ErrorCode.INTERNAL_ERROR, "the server failed to handle the request")
+
+    async def send(self, text_data: str | None = None, bytes_data: bytes | None = None, close: Any = False) -> None:
+        """Send a text or a binary frame, in order with everything else that this connection is sent."""
+        if text_data is not None:
+            self._write(text_frame(text_data.encode()))
+        elif bytes_data is not None:
+            self._write(binary_frame(bytes_data))
+        else:
+            raise ValueError("send() takes text_data or bytes_data, and got neither")
+        if close:
+            await self.close(close)
+
+    async def send_json(self, message: Message, close: Any = False) -> None:
+        """Send one message of the protocol."""
+        self._write(text_frame(encode(message)))
+        if close:
+            await self.close(close)
+
+    async def close(self, code: Any = None, reason: str | None = None) -> None:
+        """Close the connection; before it was accepted, refuse it with 403."""
+        if self.connection is None:
+            await AsyncConsumer.send(self, {"type": "websocket.close"})
+        else:
+            self.connection.close(CloseCode.NORMAL if code is None or code is True else code, reason or "")
+
+    # Requests
+
+    def echo(self, request: EchoRequest) -> None:
+        """Send the text back, or the error that the client asks for."""
+        if request.err:
+            self._answer_error(request, ErrorCode.ASKED_BY_CLIENT, "client asked for it")
+        else:
+            self._answer(EchoResponse(req_id=request.req_id, data=EchoResponseData(echo=request.echo)))
+
+    async def subscribe(self, request: SubscribeRequest) -> None:
+        """Subscribe to a topic: the answer first, and all that is published from then on after it."""
+        name = request.topic
+        connection = self.connection
+        assert connection is not None
+        topic = find_topic(name)
+        if topic is None:
+            self._answer_error(request, ErrorCode.TOPIC_NOT_FOUND, "no such topic")
+        elif name in connection.topics:
+            self._answer_error(request, ErrorCode.ALREADY_SUBSCRIBED, "already subscribed to this topic")
+        elif len(connection.topics) >= self.hub.settings.MAX_SUBSCRIPTIONS:
+            limit = self.hub.settings.MAX_SUBSCRIPTIONS
+            self._answer_error(request, ErrorCode.TOO_MANY_SUBSCRIPTIONS, f"a connection may hold {limit} topics")
+        elif not (topic.public or self._user_known):
+            self._answer_error(request, ErrorCode.INTERNAL_ERROR, "the server could not read who you are")
+        elif not await self._allowed(topic):
+            self._answer_error(request, ErrorCode.FORBIDDEN, "not allowed to subscribe to this topic")
+        else:
+            group = await self.hub.link.join(name)
+            # No await from here on: nothing may be delivered before the answer, and nothing missed after it.
+            self._answer(SubscribeResponse(req_id=request.req_id, data=SubscribeResponseData(topic=name)))
+            self.hub.add(connection, group)
+            if name == TOPIC_HEARTBEAT:
+                self._write(text_frame(encode_heartbeat(time.time(), connection.uptime)))
+
+    async def _allowed(self, topic: Topic) -> bool:
+        async with asyncio.timeout(self.hub.settings.HANDLER_TIMEOUT):
+            return await topic.allows(self.scope.get("user"))
+
+    def unsubscribe(self, request: UnsubscribeRequest) -> None:
+        """Unsubscribe from a topic: nothing of it is delivered after the answer."""
+        assert self.connection is not None
+        if find_topic(request.topic) is None:
+            self._answer_error(request, ErrorCode.TOPIC_NOT_FOUND, "no such topic")
+        elif not self.hub.remove(self.connection, request.topic):
+            self._answer_error(request, ErrorCode.NOT_SUBSCRIBED, "not subscribed to this topic")
+        else:
+            data = UnsubscribeResponseData(topic=request.topic)
+            self._answer(UnsubscribeResponse(req_id=request.req_id, data=data))
+
+    def _answer(self, response: Response) -> None:
+        self._write(text_frame(encode(response)))
+
+    def _answer_error(self, request: AnyRequest, code: ErrorCode, message: str) -> None:
+        error = ErrorMessageData(message=message, code=code)
+        self._answer(RESPONSES[type(request)](req_id=request.req_id, status=Status.ERROR, error=error))
+
+    def _write(self, frame: bytes) -> None:
+        assert self.connection is not None
+        self.connection.wire.write(frame)

@@ -1,0 +1,106 @@
+"""
+What crosses the channel layer: one Channels message type, and in it one small validated envelope.
+
+Nothing that a client controls goes into the ``type`` or into a group's name. An envelope holds only
+texts, numbers and lists of them, since every layer serialises those alike.
+"""
+
+from __future__ import annotations
+
+import math
+from hashlib import blake2b
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+CHANNELS_TYPE = "realtime.event"
+CHANNEL_PREFIX = "realtime"
+"""What the hubs' channel names begin with."""
+ALL_GROUP = "realtime.all"
+"""The group every hub is in."""
+
+
+def group_name(topic: str) -> str:
+    """Return the name of ``topic``'s group: ASCII and short, whatever characters the topic has."""
+    digest = blake2b(topic.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+    return f"realtime.topic.{digest}"
+
+
+class Envelope(BaseModel):
+    """Be the base of all events. Unknown fields are ignored, so that versions can run side by side."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    def to_message(self) -> dict[str, Any]:
+        """Return the message for the channel layer."""
+        return {"type": CHANNELS_TYPE, **self.model_dump(exclude_none=True)}
+
+
+class PublicationEvent(Envelope):
+    """Carry a publication; ``payload`` is JSON already, ``sent_at`` in seconds since the epoch."""
+
+    kind: Literal["publication"] = "publication"
+    topic: str
+    payload: str
+    sent_at: float
+
+
+class BeatEvent(Envelope):
+    """Carry a heartbeat of the wall-clock slot that begins at ``slot`` (seconds since the epoch)."""
+
+    kind: Literal["beat"] = "beat"
+    slot: float
+    sent_at: float
+
+
+class CloseEvent(Envelope):
+    """
+    Ask every hub to close connections: all, those subscribed to ``topic``, or those in ``ids``.
+
+    ``spread`` is the number of seconds to stagger the closes over, ``reply_to`` the channel that wants an ack.
+    """
+
+    kind: Literal["close"] = "close"
+    code: int
+    reason: str
+    topic: str | None = None
+    ids: list[str] | None = None
+    spread: float = 0.0
+    reply_to: str | None = None
+
+
+class AckEvent(Envelope):
+    """Say how many connections the hub named ``server`` closes for one close event."""
+
+    kind: Literal["ack"] = "ack"
+    server: str
+    connections: int
+
+
+class PingEvent(Envelope):
+    """Come back to whoever sent it, and prove that a group or a channel is connected."""
+
+    kind: Literal["ping"] = "ping"
+    nonce: str
+
+
+Event = PublicationEvent | BeatEvent | CloseEvent | AckEvent | PingEvent
+_EVENTS: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="kind")])
+
+
+def from_message(message: Any) -> Event:
+    """Return the event in a message of the channel layer. Raises ``ValueError`` when it holds none."""
+    if not isinstance(message, dict) or message.get("type") != CHANNELS_TYPE:
+        raise ValueError(f"expected a dict with the type {CHANNELS_TYPE!r}")
+    return _EVENTS.validate_python(message)
+
+
+def next_slot(interval: float, now: float) -> float:
+    """
+    Return when the next heartbeat slot begins (seconds since the epoch).
+
+    Slots are multiples of ``interval`` since the epoch, so that every broadcaster beats at the same
+    moments, and none drifts.
+    """
+    slot = (math.floor(now / interval) + 1) * interval
+    return slot if slot > now else slot + interval  # at a slot's very beginning the division may round down

@@ -1,0 +1,249 @@
+"""
+The hub: local fan-out. Each server process has one, and it has one channel on the channel layer.
+
+The hub joins a topic's group with the first local subscriber and leaves it with the last (its link does),
+so an event crosses the layer once a process, however many connections there are. Each event is encoded
+once, and the same bytes are written to every subscriber. Nothing here waits for a client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+from . import servers
+from .conf import Settings, get_settings
+from .events import AckEvent, BeatEvent, CloseEvent, Event, PublicationEvent, next_slot
+from .layers import configured_layer
+from .link import Group, Link
+from .protocol import TOPIC_HEARTBEAT, CloseCode, encode_heartbeat, encode_publication
+from .servers import Wire, text_frame
+
+logger = logging.getLogger("realtime.hub")
+
+FAREWELL = (int(CloseCode.GOING_AWAY), "server shutdown")
+"""The code and the reason that connections are closed with when the hub stops."""
+SAME_SLOT = 60.0
+"""A beat that lags behind the newest by up to these seconds is a repetition; one further behind, a clock put back."""
+
+
+class Connection:
+    """Be one accepted connection, as the hub knows it."""
+
+    __slots__ = ("__weakref__", "id", "opened", "topics", "wire")
+
+    def __init__(self, wire: Wire) -> None:
+        self.id = str(uuid.uuid4())
+        self.wire = wire
+        self.opened = time.monotonic()
+        self.topics: dict[str, Group] = {}
+
+    @property
+    def uptime(self) -> int:
+        """The connection's age in whole seconds."""
+        return int(time.monotonic() - self.opened)
+
+    # A wire does not raise. One that does all the same must not keep the hub from the other connections.
+
+    def write(self, frame: bytes) -> None:
+        """Write one frame."""
+        try:
+            self.wire.write(frame)
+        except Exception:
+            logger.exception("event=write_failed connection=%s", self.id)
+            self.abort()
+
+    def close(self, code: int, reason: str) -> None:
+        """Close with ``code`` and ``reason``; 1006 drops the TCP connection instead."""
+        if code == CloseCode.INTERRUPTED:
+            self.abort()
+            return
+        try:
+            self.wire.close(code, reason)
+        except Exception:
+            logger.exception("event=close_failed connection=%s", self.id)
+            self.abort()
+
+    def abort(self) -> None:
+        """Drop the TCP connection."""
+        try:
+            self.wire.abort()
+        except Exception:
+            logger.exception("event=abort_failed connection=%s", self.id)
+
+
+class Hub:
+    """Deliver what crosses ``layer`` to the connections of this process. It belongs to one event loop."""
+
+    def __init__(self, layer: Any, settings: Settings) -> None:
+        self.link = Link(layer, self.act)
+        self.settings = settings
+        self.id = uuid.uuid4().hex
+        self.draining = False
+        self.connections: dict[str, Connection] = {}
+        self.loop = asyncio.get_running_loop()
+        self._nobody_left = asyncio.Event()
+        self._newest_slot = 0.0
+        self._beat_timer: asyncio.TimerHandle | None = None
+
+    # Life
+
+    def start(self) -> None:
+        """Begin to deliver. The layer need not be there yet."""
+        servers.stop_hooks.append(self.stop)
+        self.link.start()
+
+    async def stop(self) -> None:
+        """
+        Close every connection, drop those that have not left after ``DRAIN_TIMEOUT``, and leave the layer.
+
+        From the first moment on new connections are refused.
+        """
+        self.draining = True
+        self._nobody_left.clear()
+        for connection in list(self.connections.values()):
+            connection.close(*FAREWELL)
+        try:
+            if self.connections:
+                async with asyncio.timeout(self.settings.DRAIN_TIMEOUT):
+                    await self._nobody_left.wait()
+        except TimeoutError:
+            logger.info("event=drain_timeout dropped=%d", len(self.connections))
+            for connection in list(self.connections.values()):
+                connection.abort()
+        if self._beat_timer is not None:
+            self._beat_timer.cancel()
+        if self.stop in servers.stop_hooks:
+            servers.stop_hooks.remove(self.stop)
+        await self.link.stop()
+
+    # Connections and their topics
+
+    def connected(self, connection: Connection) -> None:
+        """Take note of an accepted connection, and close it if its handshake was under way while the hub stopped."""
+        self.connections[connection.id] = connection
+        if self.draining:
+            connection.close(*FAREWELL)
+
+    def disconnected(self, connection: Connection) -> None:
+        """Forget a connection and all its subscriptions."""
+        for topic in list(connection.topics):
+            self.remove(connection, topic)
+        self.connections.pop(connection.id, None)
+        if not self.connections:
+            self._nobody_left.set()
+
+    def add(self, connection: Connection, group: Group) -> None:
+        """Deliver the group's events to ``connection`` from now on."""
+        group.joining -= 1
+        group.subscribers[connection] = None
+        connection.topics[group.topic] = group
+        if self.link.local and group.topic == TOPIC_HEARTBEAT and self._beat_timer is None:
+            self._schedule_beat()
+
+    def remove(self, connection: Connection, topic: str) -> bool:
+        """Deliver nothing of ``topic`` to ``connection`` any more. Return whether it was subscribed."""
+        group = connection.topics.pop(topic, None)
+        if group is None:
+            return False
+        del group.subscribers[connection]
+        self.link.leave_if_unwanted(group)
+        return True
+
+    def subscribers(self, topic: str) -> Iterable[Connection]:
+        """Return the connections of this process that subscribe to ``topic``."""
+        group = self.link.groups.get(topic)
+        return tuple(group.subscribers) if group is not None else ()
+
+    # Events
+
+    def act(self, event: Event) -> None:
+        """Do what an event asks for."""
+        match event:
+            case PublicationEvent():
+                self._publish(event)
+            case BeatEvent():
+                self._beat(event)
+            case CloseEvent():
+                self._close(event)
+
+    def _publish(self, event: PublicationEvent) -> None:
+        group = self.link.groups.get(event.topic)
+        if group is None or not group.subscribers:
+            return
+        frame = text_frame(encode_publication(event.topic, event.payload, event.sent_at))
+        for connection in tuple(group.subscribers):
+            connection.write(frame)
+
+    def _beat(self, event: BeatEvent) -> None:
+        if 0 <= self._newest_slot - event.slot < SAME_SLOT:
+            return
+        self._newest_slot = event.slot
+        frames: dict[int, bytes] = {}
+        for connection in self.subscribers(TOPIC_HEARTBEAT):
+            uptime = connection.uptime
+            if uptime not in frames:
+                frames[uptime] = text_frame(encode_heartbeat(event.sent_at, uptime))
+            connection.write(frames[uptime])
+
+    def _schedule_beat(self) -> None:
+        now = time.time()
+        slot = next_slot(self.settings.HEARTBEAT_INTERVAL, now)
+        self._beat_timer = self.loop.call_later(slot - now, self._beat_locally, slot)
+
+    def _beat_locally(self, slot: float) -> None:
+        """Beat without a broadcaster: on the in-memory layer this process is the whole system."""
+        self._beat_timer = None
+        if self.subscribers(TOPIC_HEARTBEAT):
+            self._beat(BeatEvent(slot=slot, sent_at=time.time()))
+            self._schedule_beat()
+
+    def _close(self, event: CloseEvent) -> None:
+        chosen: Iterable[Connection]
+        if event.ids is not None:
+            chosen = [self.connections[key] for key in event.ids if key in self.connections]
+        elif event.topic is not None:
+            chosen = self.subscribers(event.topic)
+        else:
+            chosen = self.connections.values()
+        chosen = [connection for connection in chosen if not connection.wire.closed]
+        for number, connection in enumerate(chosen):
+            if event.spread:
+                self.loop.call_later(event.spread * number / len(chosen), connection.close, event.code, event.reason)
+            else:
+                connection.close(event.code, event.reason)
+        logger.info("event=close code=%d connections=%d spread=%g", event.code, len(chosen), event.spread)
+        if event.reply_to is not None:
+            ack = AckEvent(server=self.id, connections=len(chosen))
+            self.link.spawn(self.link.guarded("ack", partial(self.link.layer.send, event.reply_to, ack.to_message())))
+
+
+_hubs: dict[asyncio.AbstractEventLoop, Hub] = {}
+
+
+def get_hub() -> Hub:
+    """Return the hub of the running event loop, and start it if there is none yet."""
+    loop = asyncio.get_running_loop()
+    layer = configured_layer()
+    hub = _hubs.get(loop)
+    if hub is None or hub.link.layer is not layer:
+        for other in [other for other in _hubs if other.is_closed()]:
+            del _hubs[other]
+        if hub is not None:  # the layer was replaced, as tests do
+            hub.link.spawn(hub.stop())
+        hub = _hubs[loop] = Hub(layer, get_settings())
+        hub.start()
+    return hub
+
+
+def find_hub() -> Hub | None:
+    """Return a hub of this process for whoever is not on its event loop, or None if none runs."""
+    for loop, hub in reversed(list(_hubs.items())):
+        if loop.is_running() and not hub.draining:
+            return hub
+    return None

@@ -1,0 +1,103 @@
+"""What realtime needs to know of the channel layers that Channels' own interface does not tell."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from channels.layers import InMemoryChannelLayer, get_channel_layer
+from django.core.exceptions import ImproperlyConfigured
+
+from .conf import get_settings
+
+T = TypeVar("T")
+
+COUNT_TIMEOUT = 1.0
+"""Seconds that counting a group's members may take."""
+
+
+def configured_layer() -> Any:
+    """Return the layer that ``REALTIME["CHANNEL_LAYER"]`` names. Raises ``ImproperlyConfigured`` if there is none."""
+    alias = get_settings().CHANNEL_LAYER
+    layer = get_channel_layer(alias)
+    if layer is None:
+        raise ImproperlyConfigured(f"CHANNEL_LAYERS has no {alias!r}, the channel layer that realtime uses")
+    return layer
+
+
+def is_local(layer: Any) -> bool:
+    """Return whether ``layer`` reaches only its own process."""
+    return isinstance(layer, InMemoryChannelLayer)
+
+
+def renewal_interval(layer: Any) -> float:
+    """
+    Return after how many seconds memberships are to be renewed: well below every expiry.
+
+    A membership ends ``group_expiry`` seconds after joining; on the in-memory layer also when a message
+    has waited longer than ``expiry``.
+    """
+    expiries = [600.0, getattr(layer, "group_expiry", None)]
+    if is_local(layer):
+        expiries.append(layer.expiry)
+    return min(float(expiry) for expiry in expiries if expiry) / 4
+
+
+async def bounded(work: Coroutine[Any, Any, T], seconds: float) -> T:
+    """
+    Return what ``work`` returns. Raises ``TimeoutError`` after ``seconds``, whatever becomes of ``work`` then.
+
+    ``asyncio.timeout`` waits until what it cancels has ended, and redis-py can swallow a cancellation
+    (``asyncio.wait_for`` does so in Python 3.11): on a frozen Redis that takes many seconds.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait([task], timeout=seconds)
+    finally:
+        if not task.done():
+            task.cancel()
+            task.add_done_callback(lambda task: task.cancelled() or task.exception())  # of no interest any more
+    if not task.done():
+        raise TimeoutError(f"nothing came of it within {seconds:g} s")
+    return task.result()
+
+
+async def reconnect(layer: Any) -> bool:
+    """
+    Drop the connections that ``layer`` listens on. Return whether it makes new ones by itself.
+
+    The pub/sub layer does, and subscribes to everything again.
+    """
+    if not hasattr(layer, "_get_group_channel_name"):
+        return False
+    for shard in layer._shards:
+        if shard._pubsub is not None and shard._pubsub.connection is not None:
+            await shard._pubsub.connection.disconnect(nowait=True)
+    return True
+
+
+async def count_members(layer: Any, group: str) -> int | None:
+    """
+    Return how many channels are in ``group``, or None where the layer gives no way to know.
+
+    Channels has no such call, so this looks behind the layers it knows: one wrong guess costs whoever
+    closes connections a wait, no more.
+    """
+    try:
+        return await bounded(_count_members(layer, group), COUNT_TIMEOUT)
+    except Exception:  # noqa: BLE001 - the private parts of another package, on a network
+        return None
+
+
+async def _count_members(layer: Any, group: str) -> int | None:
+    if is_local(layer):
+        return len(layer.groups.get(group, ()))
+    if hasattr(layer, "_get_group_channel_name"):  # channels_redis.pubsub
+        channel = layer._get_group_channel_name(group)
+        redis = layer._get_shard(channel)._redis
+        return int((await redis.pubsub_numsub(channel))[0][1])
+    if hasattr(layer, "_group_key"):  # channels_redis.core
+        key = layer._group_key(group)
+        return int(await layer.connection(layer.consistent_hash(group)).zcard(key))
+    return None

@@ -1,0 +1,314 @@
+"""
+The publisher's side: sending events through the channel layer, from asynchronous and from synchronous code.
+
+Any process of a site may do so, whether it runs a server or not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import os
+import threading
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple, TypeVar
+
+from django.core.exceptions import SynchronousOnlyOperation
+
+from .events import (
+    ALL_GROUP,
+    AckEvent,
+    BeatEvent,
+    CloseEvent,
+    Envelope,
+    PingEvent,
+    PublicationEvent,
+    from_message,
+    group_name,
+)
+from .exceptions import LayerUnavailable
+from .hub import Hub, find_hub
+from .layers import bounded, configured_layer, count_members, is_local
+from .link import PING_AGAIN, open_channel
+from .protocol import TOPIC_HEARTBEAT, CloseMessage
+
+T = TypeVar("T")
+logger = logging.getLogger("realtime.publishing")
+
+PUBLISH_TIMEOUT = 2.0
+"""Seconds that the layer has to take an event."""
+IDS_PER_EVENT = 1000
+"""How many connection ids one close event carries at most."""
+
+
+class CloseOutcome(NamedTuple):
+    """
+    Say what came of closing connections.
+
+    ``servers`` acknowledged, and close ``connections`` between them. ``unknown`` more servers are there but
+    did not answer in time; it is None where the channel layer does not tell how many there are.
+    """
+
+    servers: int
+    connections: int
+    unknown: int | None
+
+
+def publish_payload(topic: str, payload: str) -> None:
+    """Send ``payload``, which is JSON already, to the subscribers of ``topic``. Raises ``LayerUnavailable``."""
+    _run("publish", lambda: apublish_payload(topic, payload))
+
+
+async def apublish_payload(topic: str, payload: str) -> None:
+    """Do what ``publish_payload`` does, on a running event loop."""
+    await _send(group_name(topic), PublicationEvent(topic=topic, payload=payload, sent_at=time.time()))
+
+
+async def abeat(slot: float) -> None:
+    """Broadcast the heartbeat of the wall-clock slot that begins at ``slot``. Raises ``LayerUnavailable``."""
+    await _send(group_name(TOPIC_HEARTBEAT), BeatEvent(slot=slot, sent_at=time.time()))
+
+
+def close_connections(
+    message: CloseMessage | None = None,
+    *,
+    topic: str | None = None,
+    ids: Sequence[str] | None = None,
+    spread: float = 0.0,
+    wait: float = 2.0,
+) -> CloseOutcome:
+    """
+    Close client connections on every server, with the code and the reason in ``message``.
+
+    All of them, or those that subscribe to ``topic``, or those whose ids are in ``ids``. ``spread`` staggers
+    the closes evenly over so many seconds; ``wait`` is how many seconds the servers have to acknowledge.
+
+    Raises ``ValueError`` when both ``topic`` and ``ids`` are given, or for a negative time,
+    ``LayerUnavailable`` when the channel layer does not take the event, and ``SynchronousOnlyOperation``
+    on a running event loop.
+    """
+    return _run(
+        "close_connections",
+        lambda: aclose_connections(message, topic=topic, ids=ids, spread=spread, wait=wait),
+        timeout=wait + 4 * PUBLISH_TIMEOUT,
+    )
+
+
+async def aclose_connections(
+    message: CloseMessage | None = None,
+    *,
+    topic: str | None = None,
+    ids: Sequence[str] | None = None,
+    spread: float = 0.0,
+    wait: float = 2.0,
+) -> CloseOutcome:
+    """Do what ``close_connections`` does, on a running event loop."""
+    if topic is not None and ids is not None:
+        raise ValueError("close by topic or by ids, not by both")
+    if not (0 <= spread < math.inf and 0 <= wait < math.inf):
+        raise ValueError(f"spread and wait are seconds from 0 on, but are {spread!r} and {wait!r}")
+    message = message or CloseMessage()
+    chunks: list[list[str] | None] = [None]
+    if ids is not None:
+        ids = list(dict.fromkeys(ids))
+        chunks = [ids[start : start + IDS_PER_EVENT] for start in range(0, len(ids), IDS_PER_EVENT)]
+        if not chunks:
+            return CloseOutcome(0, 0, 0)
+    events = [
+        CloseEvent(code=message.code, reason=message.reason, topic=topic, ids=chunk, spread=spread) for chunk in chunks
+    ]
+    return await _on_loop_of(find_hub(), lambda: _close(events, wait))
+
+
+async def _close(events: list[CloseEvent], wait: float) -> CloseOutcome:
+    layer = configured_layer()
+    async with _Inbox(layer) as inbox:
+        expected = await count_members(layer, ALL_GROUP)
+        for event in events:
+            await _send(ALL_GROUP, event.model_copy(update={"reply_to": inbox.channel}))
+        acks = await inbox.collect(None if expected is None else expected * len(events), wait)
+    servers = len({ack.server for ack in acks})
+    unknown = None if expected is None else max(0, expected - servers)
+    return CloseOutcome(servers, sum(ack.connections for ack in acks), unknown)
+
+
+class _Inbox:
+    """Receive acknowledgements on a channel of its own."""
+
+    def __init__(self, layer: Any) -> None:
+        self._layer = layer
+        self._arrived: asyncio.Queue[AckEvent | PingEvent] = asyncio.Queue()
+        self._task: asyncio.Task[None] | None = None
+        self.channel = ""
+
+    async def __aenter__(self) -> _Inbox:
+        try:
+            await bounded(self._open(), PUBLISH_TIMEOUT)
+        except BaseException as error:
+            if self._task is not None:
+                self._task.cancel()
+            if not isinstance(error, Exception):
+                raise
+            raise LayerUnavailable(f"the channel layer failed: {error!r}") from error
+        return self
+
+    async def _open(self) -> None:
+        self.channel = await open_channel(self._layer)
+        self._task = asyncio.create_task(self._receive())
+        for wait in PING_AGAIN:  # as when the hub joins a group: what is sent too early is lost
+            await self._layer.send(self.channel, PingEvent(nonce="").to_message())
+            try:
+                async with asyncio.timeout(wait):
+                    await self._arrived.get()
+                return
+            except TimeoutError:
+                pass
+        await self._arrived.get()
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task], timeout=PUBLISH_TIMEOUT)
+
+    async def _receive(self) -> None:
+        while True:
+            try:
+                event = from_message(await self._layer.receive(self.channel))
+            except ValueError:  # of another version
+                continue
+            if isinstance(event, AckEvent | PingEvent):
+                self._arrived.put_nowait(event)
+
+    async def collect(self, expected: int | None, wait: float) -> list[AckEvent]:
+        """Return the acknowledgements that arrive within ``wait`` seconds, or until ``expected`` have."""
+        acks: list[AckEvent] = []
+        try:
+            async with asyncio.timeout(wait):
+                while expected is None or len(acks) < expected:
+                    event = await self._arrived.get()
+                    if isinstance(event, AckEvent):
+                        acks.append(event)
+        except TimeoutError:
+            pass
+        return acks
+
+
+async def _send(group: str, event: Envelope) -> None:
+    await _on_layer_loop(lambda: _group_send(group, event))
+
+
+class _Turns:
+    """
+    Let one event after the other into the layer, on one event loop.
+
+    A burst may take longer than one event may, and is no failure while the layer takes its events. When
+    one fails, all that wait behind it fail at once, instead of each running into its own timeout.
+    """
+
+    def __init__(self) -> None:
+        self.lock = asyncio.Lock()
+        self.failures = 0
+
+
+_turns: dict[asyncio.AbstractEventLoop, _Turns] = {}
+
+
+def _turns_here() -> _Turns:
+    loop = asyncio.get_running_loop()
+    if loop not in _turns:
+        for other in [other for other in list(_turns) if other.is_closed()]:
+            _turns.pop(other, None)
+        _turns[loop] = _Turns()
+    return _turns[loop]
+
+
+async def _group_send(group: str, event: Envelope) -> None:
+    turns = _turns_here()
+    failures = turns.failures
+    async with turns.lock:
+        if turns.failures != failures:
+            raise LayerUnavailable("the channel layer failed while this event waited for its turn")
+        try:
+            await bounded(configured_layer().group_send(group, event.to_message()), PUBLISH_TIMEOUT)
+        except TimeoutError as error:
+            turns.failures += 1
+            raise LayerUnavailable(f"the channel layer did not take the event within {PUBLISH_TIMEOUT:g} s") from error
+        except Exception as error:  # each layer raises its own kind
+            turns.failures += 1
+            raise LayerUnavailable(f"the channel layer failed: {error!r}") from error
+
+
+@lru_cache(maxsize=1)
+def _say_nobody_listens() -> None:
+    logger.warning(
+        "event=published_to_nobody reason=the in-memory layer reaches only this process, where nobody subscribes"
+    )
+
+
+async def _on_layer_loop(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Run ``work`` where the layer can be used: the in-memory layer's queues belong to the hub's event loop."""
+    hub = find_hub() if is_local(configured_layer()) else None
+    if hub is None and is_local(configured_layer()):
+        _say_nobody_listens()
+    return await _on_loop_of(hub, work)
+
+
+async def _on_loop_of(hub: Hub | None, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    if hub is None or hub.loop is asyncio.get_running_loop():
+        return await work()
+    return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work(), hub.loop))
+
+
+# From synchronous code
+
+
+def refuse_running_loop(name: str) -> None:
+    """Raise ``SynchronousOnlyOperation``, which names the asynchronous twin of ``name``, on a running event loop."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    raise SynchronousOnlyOperation(f"{name}() would block the running event loop: await a{name}() instead")
+
+
+def _run(name: str, work: Callable[[], Coroutine[Any, Any, T]], timeout: float = 2 * PUBLISH_TIMEOUT) -> T:
+    """Run ``work`` on an event loop of another thread, and return what it returns."""
+    refuse_running_loop(name)
+    hub = find_hub() if is_local(configured_layer()) else None
+    loop = _background.loop() if hub is None else hub.loop
+    future = asyncio.run_coroutine_threadsafe(work(), loop)
+    try:
+        return future.result(timeout)
+    except TimeoutError:
+        future.cancel()
+        raise LayerUnavailable(f"{name}() did not finish within {timeout:g} s") from None
+
+
+class _BackgroundLoop:
+    """Keep one event loop a process for synchronous callers, in a thread of its own, made when first needed."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def loop(self) -> asyncio.AbstractEventLoop:
+        with self._lock:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                threading.Thread(target=self._loop.run_forever, name="realtime-publisher", daemon=True).start()
+            return self._loop
+
+
+_background = _BackgroundLoop()
+
+
+def _forget_parents_loop() -> None:
+    """Begin anew in a forked child: the thread that ran the loop did not come along."""
+    global _background
+    _background = _BackgroundLoop()
+
+
+os.register_at_fork(after_in_child=_forget_parents_loop)

@@ -1,0 +1,86 @@
+"""The wire on any ASGI server: frames go through ``send`` in turn, by a task that ends when all are sent."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from ..protocol import CloseCode
+from .base import is_text, payload_of
+
+logger = logging.getLogger("realtime.servers")
+
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+
+class AsgiWire:
+    """
+    Use nothing but ASGI's ``send``.
+
+    ``send`` may wait for the client, so frames queue here while it does. ASGI has no way to drop a
+    connection or to stop reading: ``abort`` closes with 1001, which clients treat alike, and reading
+    is held back only by not calling ``receive``.
+    """
+
+    def __init__(self, send: Send) -> None:
+        self.on_writable: Callable[[], None] | None = None
+        self.closed = False
+        self.buffered = 0
+        self._send = send
+        self._queue: deque[tuple[dict[str, Any], int]] = deque()
+        self._task: asyncio.Task[None] | None = None
+
+    def write(self, frame: bytes) -> None:
+        if not self.closed:
+            payload = payload_of(frame)
+            content = {"text": payload.decode()} if is_text(frame) else {"bytes": payload}
+            self._put({"type": "websocket.send", **content}, len(payload))
+
+    def close(self, code: int, reason: str) -> None:
+        if not self.closed:
+            self.closed = True
+            self._put({"type": "websocket.close", "code": code, "reason": reason}, 0)
+
+    def abort(self) -> None:
+        while self._queue:
+            self.buffered -= self._queue.popleft()[1]
+        self.close(CloseCode.GOING_AWAY, "")
+
+    def pause_reading(self) -> None:
+        pass
+
+    def resume_reading(self) -> None:
+        pass
+
+    def _put(self, message: dict[str, Any], size: int) -> None:
+        self._queue.append((message, size))
+        self.buffered += size
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._send_all())
+
+    async def _send_all(self) -> None:
+        try:
+            while self._queue:
+                message, size = self._queue.popleft()
+                await self._send(message)
+                self.buffered -= size
+        except Exception as error:  # noqa: BLE001 - each server raises its own kind when the client has gone
+            logger.debug("event=send_failed error=%r", error)
+            self.closed = True
+            self._queue.clear()
+            await self._give_up()
+        finally:
+            self._task = None
+            self.buffered = 0
+        if self.on_writable is not None:
+            self.on_writable()
+
+    async def _give_up(self) -> None:
+        """End a connection that something could not be sent to: its client would wait for it."""
+        try:
+            await self._send({"type": "websocket.close", "code": CloseCode.INTERNAL_ERROR})
+        except Exception as error:  # noqa: BLE001
+            logger.debug("event=close_failed error=%r", error)

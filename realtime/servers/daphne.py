@@ -1,0 +1,278 @@
+"""
+The wire on Daphne, and the repairs that Daphne needs.
+
+``install`` mends, in place and once a process, what Daphne does differently from its interface (measured
+with daphne 4.2 and autobahn 26):
+
+- a close reason is dropped (django/daphne#374), and the codes 1001 to 1014 raise;
+- invalid UTF-8 and too big a frame end in a TCP reset instead of 1007 and 1009;
+- an empty text is not sent, and one over the limit for incoming messages raises;
+- a client that says goodbye but does not read stays for ever;
+- a stop drops clients without a close frame, and raises while a handshake is under way.
+
+Each repair looks first whether what it replaces is what it expects; where it is not, Daphne is left as
+it is, and a warning says so.
+
+Daphne is never imported from here, as importing it installs Twisted's reactor: where it runs it is
+imported already.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import logging
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from ..protocol import CloseCode
+from .base import binary_frame, is_text, payload_of, text_frame
+
+logger = logging.getLogger("realtime.servers")
+
+SCOPE_KEY = "realtime"
+LINGER = 5.0
+"""Seconds that a client has to read what was sent before it said goodbye."""
+STOP_TIMEOUT = 3.0
+"""Seconds that applications have to end once they were cancelled at the server's stop."""
+
+stop_hooks: list[Callable[[], Awaitable[None]]] = []
+"""Awaited, all at once, when Daphne is told to stop, before it cancels its applications."""
+
+EXPECTED = {
+    "Server.create_application": "(self, protocol, scope)",
+    "Server.listen_success": "(self, port)",
+    "Server.kill_all_applications": "(self)",
+    "WebSocketProtocol.onConnect": "(self, request)",
+    "WebSocketProtocol.serverClose": "(self, code=None)",
+    "WebSocketProtocol.handle_reply": "(self, message)",
+    "WebSocketProtocol.onClose": "(self, wasClean, code, reason)",
+}
+"""The methods that are replaced, with the signatures they must have."""
+_MARK = "_realtime_repair"
+_PORTS = "_realtime_ports"
+
+
+def install() -> bool:
+    """
+    Repair Daphne in this process, if it is imported. Return whether it is repaired now.
+
+    Doing so twice changes nothing.
+    """
+    server, ws_protocol = sys.modules.get("daphne.server"), sys.modules.get("daphne.ws_protocol")
+    if server is None or ws_protocol is None:
+        return False
+    classes = {"Server": server.Server, "WebSocketProtocol": ws_protocol.WebSocketProtocol}
+    if getattr(classes["Server"], _MARK, False):
+        return True
+    if differences := _differences(classes):
+        logger.warning("event=unknown_daphne differences=%s effect=not_repaired", "; ".join(differences))
+        return False
+    _repair_server(classes["Server"])
+    _repair_protocol(classes["WebSocketProtocol"])
+    setattr(classes["Server"], _MARK, True)
+    return True
+
+
+def _differences(classes: dict[str, Any]) -> list[str]:
+    """Return how Daphne and autobahn differ from what the repairs expect."""
+    found = []
+    for path, expected in EXPECTED.items():
+        owner, name = path.split(".")
+        method = vars(classes[owner]).get(name)
+        signature = str(inspect.signature(method)) if inspect.isfunction(method) else "missing"
+        if signature != expected:
+            found.append(f"{path} is {signature}")
+    protocol = classes["WebSocketProtocol"]
+    frame = getattr(protocol, "sendCloseFrame", None)
+    if not hasattr(protocol, "_closeConnection"):
+        found.append("autobahn's _closeConnection is missing")
+    if frame is None or not {"code", "reasonUtf8", "isReply"} <= set(inspect.signature(frame).parameters):
+        found.append("autobahn's sendCloseFrame is another")
+    return found
+
+
+def _repair_server(server_class: Any) -> None:
+    create_application = server_class.create_application
+
+    @functools.wraps(create_application)
+    def create_with_protocol(self: Any, protocol: Any, scope: dict[str, Any]) -> Any:
+        if scope["type"] == "websocket":
+            scope.setdefault("extensions", {})[SCOPE_KEY] = protocol
+            # Daphne unquotes the offers, so that what was never offered could be accepted.
+            offers = [value.decode("latin-1") for name, value in scope["headers"] if name == b"sec-websocket-protocol"]
+            scope["subprotocols"] = [token.strip() for offer in offers for token in offer.split(",")]
+        return create_application(self, protocol, scope)
+
+    listen_success = server_class.listen_success
+
+    @functools.wraps(listen_success)
+    def remember_port(self: Any, port: Any) -> None:
+        listen_success(self, port)
+        self.__dict__.setdefault(_PORTS, []).append(port)
+
+    def kill_all_applications(self: Any) -> Any:
+        """Let the clients go first, then cancel what still runs; half-open requests have no application yet."""
+        from twisted.internet.defer import Deferred
+
+        return Deferred.fromFuture(asyncio.ensure_future(_stop(self), loop=asyncio.get_event_loop()))
+
+    server_class.create_application = create_with_protocol
+    server_class.listen_success = remember_port
+    server_class.kill_all_applications = kill_all_applications
+
+
+async def _stop(server: Any) -> None:
+    for port in getattr(server, _PORTS, ()):
+        port.stopListening()  # clients that come back at once come to another server
+    results = await asyncio.gather(*(hook() for hook in list(stop_hooks)), return_exceptions=True)
+    for error in results:
+        if isinstance(error, BaseException):
+            logger.error("event=stop_hook_failed", exc_info=error)
+    # All that is left, not applications alone: what the loop leaves behind would crash the interpreter's exit.
+    running = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in running:
+        task.cancel()
+    if running:
+        await asyncio.wait(running, timeout=STOP_TIMEOUT)
+
+
+def _repair_protocol(protocol_class: Any) -> None:
+    on_connect = protocol_class.onConnect
+    handle_reply = protocol_class.handle_reply
+    on_close = protocol_class.onClose
+
+    @functools.wraps(on_connect)
+    def connect_with_close_frames(self: Any, request: Any) -> Any:
+        self.failByDrop = False  # answer 1007 and 1009 with close frames instead of a TCP reset
+        return on_connect(self, request)
+
+    @functools.wraps(handle_reply)
+    def reply_in_full(self: Any, message: dict[str, Any]) -> None:
+        kind = message.get("type") if self.state == self.STATE_OPEN else None
+        if kind == "websocket.close":
+            close(self, message.get("code") or CloseCode.NORMAL, message.get("reason") or "")
+        elif kind == "websocket.send":
+            text = message.get("text")
+            write(self, binary_frame(message["bytes"]) if text is None else text_frame(text.encode()))
+        else:
+            handle_reply(self, message)
+
+    def close_with_any_code(self: Any, code: int | None = None) -> None:
+        close(self, code or CloseCode.NORMAL, "")
+
+    @functools.wraps(on_close)
+    def closed_with_code(self: Any, wasClean: bool, code: int | None, reason: str | None) -> None:
+        on_close(self, wasClean, CloseCode.NO_STATUS if code is None else code, reason)
+
+    close_connection = protocol_class._closeConnection
+
+    @functools.wraps(close_connection)
+    def close_in_the_end(self: Any, abort: bool = False) -> None:
+        close_connection(self, abort)
+        if not abort and buffered(self.transport):
+            asyncio.get_running_loop().call_later(LINGER, self.transport.abortConnection)
+
+    protocol_class._closeConnection = close_in_the_end
+    protocol_class.onConnect = connect_with_close_frames
+    protocol_class.handle_reply = reply_in_full
+    protocol_class.serverClose = close_with_any_code
+    protocol_class.onClose = closed_with_code
+
+
+def close(protocol: Any, code: int, reason: str) -> None:
+    """Send a close frame with any code and a reason; autobahn's own ``sendClose`` refuses most codes."""
+    protocol.sendCloseFrame(code=int(code), reasonUtf8=reason.encode(), isReply=False)
+
+
+def write(protocol: Any, frame: bytes) -> None:
+    """Write a frame; autobahn's own ``sendMessage`` applies the limit for what clients send to what they are sent."""
+    if protocol.state != protocol.STATE_OPEN:
+        return
+    if protocol._perMessageCompress is None and not protocol.send_queue:
+        protocol.transport.write(frame)
+    else:
+        protocol.sendMessage(payload_of(frame), not is_text(frame))
+
+
+def buffered(transport: Any) -> int:
+    """Return how many bytes a Twisted transport holds."""
+    transport = getattr(transport, "transport", transport)  # behind TLS, Twisted wraps the one with the buffer
+    if transport.disconnected:
+        return 0
+    return int(len(transport.dataBuffer) - transport.offset + transport._tempDataLen)
+
+
+def protocol_of(scope: Any) -> Any:
+    """Return Daphne's protocol object of a connection, or None where Daphne (or its repair) is not there."""
+    return scope.get("extensions", {}).get(SCOPE_KEY)
+
+
+def is_own_send(send: Any, protocol: Any) -> bool:
+    """Return whether ``send`` is Daphne's own, unchanged by a middleware."""
+    return isinstance(send, functools.partial) and send.args == (protocol,) and send.func.__name__ == "handle_reply"
+
+
+class DaphneWire:
+    """Write to the Twisted transport below Daphne's protocol object."""
+
+    def __init__(self, protocol: Any) -> None:
+        self._protocol = protocol
+        self._transport = protocol.transport
+        self._on_writable: Callable[[], None] | None = None
+
+    @property
+    def closed(self) -> bool:
+        return bool(self._protocol.state != self._protocol.STATE_OPEN)
+
+    @property
+    def buffered(self) -> int:
+        return buffered(self._transport)
+
+    @property
+    def on_writable(self) -> Callable[[], None] | None:
+        return self._on_writable
+
+    @on_writable.setter
+    def on_writable(self, callback: Callable[[], None] | None) -> None:
+        self._on_writable = callback
+        if callback is not None:
+            # Twisted tells a transport's producer when its buffer is full and when it has drained. The HTTP
+            # channel that the connection began as still is that producer, and has nothing left to produce.
+            self._transport.unregisterProducer()
+            self._transport.registerProducer(_Producer(self), True)
+
+    def write(self, frame: bytes) -> None:
+        write(self._protocol, frame)
+
+    def close(self, code: int, reason: str) -> None:
+        if not self.closed:
+            close(self._protocol, code, reason)
+
+    def abort(self) -> None:
+        self._transport.abortConnection()
+
+    def pause_reading(self) -> None:
+        self._transport.pauseProducing()
+
+    def resume_reading(self) -> None:
+        self._transport.resumeProducing()
+
+
+class _Producer:
+    """Be told by Twisted when the transport is full, when it has drained, and when it is gone."""
+
+    def __init__(self, wire: DaphneWire) -> None:
+        self._wire = wire
+
+    def pauseProducing(self) -> None:
+        pass
+
+    def resumeProducing(self) -> None:
+        if self._wire.on_writable is not None:
+            self._wire.on_writable()
+
+    def stopProducing(self) -> None:
+        pass

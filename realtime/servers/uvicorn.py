@@ -1,0 +1,172 @@
+"""
+The wire on uvicorn, and what its lifespan needs.
+
+uvicorn's own ``send`` waits while the client does not read, so a hub that awaits each client would be
+stopped by one. This writes to the transport of uvicorn's protocol object instead, which is what ``send``
+does in the end. uvicorn is never imported: where it does not run, nothing here is used.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from .base import is_text, payload_of
+
+logger = logging.getLogger("realtime.servers")
+
+PROTOCOL = ("uvicorn.protocols.websockets.websockets_sansio_impl", "WebSocketsSansIOProtocol")
+USED_ATTRIBUTES = (
+    *("close_sent", "close_timeout", "close_timer", "conn", "disconnected", "handshake_complete", "loop"),
+    *("queue", "read_paused", "resume_writing", "send", "transport", "writable"),
+)
+LAST_WORDS = 1.0
+"""Seconds that the close frame has to leave for a client that answers no ping."""
+GRACEFUL_SHUTDOWN = 5
+"""Seconds that uvicorn waits for its tasks at shutdown, where the command line does not say."""
+
+
+def protocol_of(receive: Any) -> Any:
+    """Return the uvicorn protocol object that ``receive`` is a method of, or None where there is none we know."""
+    protocol = getattr(receive, "__self__", None)
+    kind = type(protocol)
+    if (kind.__module__, kind.__qualname__) != PROTOCOL:
+        return None
+    if missing := [name for name in USED_ATTRIBUTES if not hasattr(protocol, name)]:
+        logger.warning("event=unknown_uvicorn missing=%s effect=plain_asgi_send", ",".join(missing))
+        return None
+    return protocol
+
+
+def is_own_send(send: Any, protocol: Any) -> bool:
+    """Return whether ``send`` is uvicorn's own, unchanged by a middleware."""
+    return inspect.ismethod(send) and send.__self__ is protocol
+
+
+class UvicornWire:
+    """Write to the transport of uvicorn's ``WebSocketsSansIOProtocol``."""
+
+    def __init__(self, protocol: Any) -> None:
+        self._protocol = protocol
+        self._transport = protocol.transport
+        self._plain = not protocol.conn.extensions
+        self._on_writable: Callable[[], None] | None = None
+
+    @property
+    def closed(self) -> bool:
+        return bool(self._protocol.close_sent or self._protocol.disconnected or self._transport.is_closing())
+
+    @property
+    def buffered(self) -> int:
+        return int(self._transport.get_write_buffer_size())
+
+    @property
+    def on_writable(self) -> Callable[[], None] | None:
+        return self._on_writable
+
+    @on_writable.setter
+    def on_writable(self, callback: Callable[[], None] | None) -> None:
+        self._on_writable = callback
+        # The transport calls its protocol's method by name, so a function on the object comes first.
+        self._protocol.__dict__.pop("resume_writing", None)
+        if callback is not None:
+            resume_writing = self._protocol.resume_writing
+
+            def resumed() -> None:
+                resume_writing()
+                callback()
+
+            self._protocol.resume_writing = resumed
+
+    def write(self, frame: bytes) -> None:
+        protocol = self._protocol
+        if protocol.close_sent or self._transport.is_closing() or not protocol.handshake_complete:
+            return
+        if self._plain:
+            self._transport.write(frame)
+        else:  # permessage-deflate was negotiated: each connection compresses on its own
+            send = protocol.conn.send_text if is_text(frame) else protocol.conn.send_binary
+            send(payload_of(frame))
+            self._transport.write(b"".join(protocol.conn.data_to_send()))
+
+    def close(self, code: int, reason: str) -> None:
+        protocol = self._protocol
+        if self.closed:
+            return
+        # `send` waits only for the client to read; closing must not, so the way is declared free for one step.
+        was_writable = protocol.writable.is_set()
+        protocol.writable.set()
+        sending = protocol.send({"type": "websocket.close", "code": code, "reason": reason})
+        try:
+            sending.send(None)
+        except StopIteration:
+            pass
+        except Exception as error:  # noqa: BLE001 - a code that may not be sent, or a client that has gone
+            logger.debug("event=close_failed error=%r", error)
+            self.abort()
+        else:  # pragma: no cover - a future uvicorn that waits for something else
+            sending.close()
+            self.abort()
+        if not was_writable:
+            protocol.writable.clear()
+        # uvicorn closes the transport when the client does not answer in time, which waits until the client
+        # has read everything. Such a client may never read again.
+        if protocol.close_timer is not None:
+            protocol.close_timer.cancel()
+            protocol.close_timer = protocol.loop.call_later(protocol.close_timeout, self._transport.abort)
+
+    def abort(self) -> None:
+        self._transport.abort()
+
+    def pause_reading(self) -> None:
+        if not self._transport.is_closing():
+            self._protocol.read_paused = False  # or else uvicorn's receive() would read on
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        if not self._protocol.queue.empty():
+            self._protocol.read_paused = True  # uvicorn's receive() reads on when nothing waits any more
+        elif not self._transport.is_closing():
+            self._transport.resume_reading()
+
+
+def install(receive: Any) -> None:
+    """
+    Mend how uvicorn stops and how it gives up a client, where ``receive`` is the lifespan's of a uvicorn.
+
+    By default its shutdown waits for ever for a half-sent HTTP request, and fails for all when one client
+    has said goodbye and does not read; a client that answers no ping is kept while it does not read.
+    """
+    config: Any = getattr(getattr(receive, "__self__", None), "config", None)
+    if type(config).__module__ != "uvicorn.config":
+        return
+    if getattr(config, "timeout_graceful_shutdown", 0) is None:
+        config.timeout_graceful_shutdown = GRACEFUL_SHUTDOWN
+    protocol_class: Any = getattr(config, "ws_protocol_class", None)
+    if (getattr(protocol_class, "__module__", ""), getattr(protocol_class, "__qualname__", "")) == PROTOCOL:
+        _repair(protocol_class)
+
+
+def _repair(protocol_class: Any) -> None:
+    shutdown, keepalive_timeout = protocol_class.shutdown, protocol_class.keepalive_timeout
+    if hasattr(shutdown, "__wrapped__"):
+        return
+
+    @functools.wraps(shutdown)
+    def shut_down_once(self: Any) -> None:
+        if self.handshake_complete and self.conn.state.name != "OPEN":
+            self.stop_keepalive()
+            self.transport.close()
+        else:
+            shutdown(self)
+
+    @functools.wraps(keepalive_timeout)
+    def give_up(self: Any) -> None:
+        keepalive_timeout(self)
+        self.loop.call_later(LAST_WORDS, self.transport.abort)
+
+    protocol_class.shutdown = shut_down_once
+    protocol_class.keepalive_timeout = give_up

@@ -1,0 +1,27 @@
+"""The test site's ASGI application; ``behind_auth`` is the same behind Channels' authentication."""
+
+import os
+
+from django.core.asgi import get_asgi_application
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.site.settings")
+django_application = get_asgi_application()
+
+from channels.auth import AuthMiddlewareStack  # noqa: E402
+from channels.routing import ProtocolTypeRouter  # noqa: E402
+
+from realtime.routing import with_realtime  # noqa: E402
+
+application = with_realtime(django_application, paths=["/", "/ws/"])
+behind_auth = ProtocolTypeRouter(
+    {"http": django_application, "websocket": AuthMiddlewareStack(application), "lifespan": application}
+)
+
+
+async def wrapped(scope, receive, send):
+    """Be the application behind a middleware that replaces ``send``, as tracing ones do."""
+
+    async def own_send(message):
+        await send(message)
+
+    await application(scope, receive, own_send)

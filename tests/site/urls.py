@@ -1,0 +1,20 @@
+"""Pages with which tests act inside a server process, and look into it."""
+
+from django.urls import path
+
+from . import probes, views
+
+urlpatterns = [
+    path("publish/", views.publish_many),
+    path("apublish/", views.apublish_many),
+    path("close/", views.close),
+    path("close-sync/", views.close_sync),
+    path("census/", views.census),
+    path("slow/", views.slow),
+    path("mark/", probes.mark),
+    path("leftovers/", probes.leftovers),
+    path("wire/", probes.wire),
+    path("publish_text/", probes.publish_text),
+    path("close_twice/", probes.close_twice),
+    path("hold/", probes.hold),
+]

@@ -1,0 +1,96 @@
+"""The settings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from django.core.exceptions import ImproperlyConfigured
+from pydantic import ValidationError
+
+from realtime.conf import Settings, get_settings
+
+
+def test_settings_that_are_missing_have_defaults(settings: Any) -> None:
+    del settings.REALTIME
+    assert get_settings() == Settings()
+
+
+def test_settings_that_are_empty_have_defaults(settings: Any) -> None:
+    settings.REALTIME = {}
+    assert get_settings().model_dump() == {
+        "CHANNEL_LAYER": "default",
+        "HEARTBEAT_INTERVAL": 5.0,
+        "MAX_SUBSCRIPTIONS": 128,
+        "HANDLER_TIMEOUT": 10.0,
+        "SYNC_THREADS": 8,
+        "REQUIRE_ORIGIN": False,
+        "DRAIN_TIMEOUT": 5.0,
+    }
+
+
+def test_settings_are_read_at_access_time(settings: Any) -> None:
+    settings.REALTIME = {"MAX_SUBSCRIPTIONS": 1}
+    assert get_settings().MAX_SUBSCRIPTIONS == 1
+    settings.REALTIME = {"MAX_SUBSCRIPTIONS": 2}
+    assert get_settings().MAX_SUBSCRIPTIONS == 2
+
+
+def test_settings_are_not_read_anew_while_they_stay() -> None:
+    assert get_settings() is get_settings()
+
+
+def test_settings_are_fixed() -> None:
+    with pytest.raises(ValidationError):
+        get_settings().SYNC_THREADS = 1  # type: ignore[misc]
+
+
+def test_settings_survive_a_change_of_another_setting(settings: Any) -> None:
+    before = get_settings()
+    settings.DEBUG = True
+    assert get_settings() is before
+
+
+def test_every_setting_is_documented() -> None:
+    assert all(field.description for field in Settings.model_fields.values())
+
+
+def test_unknown_key_is_refused_and_the_known_are_listed(settings: Any) -> None:
+    settings.REALTIME = {"HEARTBEAT_INTERVALL": 5}
+    with pytest.raises(ImproperlyConfigured, match="'HEARTBEAT_INTERVALL'; known are CHANNEL_LAYER, HEARTBEAT_INTERV"):
+        get_settings()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("CHANNEL_LAYER", None),
+        ("CHANNEL_LAYER", ["default"]),
+        *((key, value) for key in ("HEARTBEAT_INTERVAL", "HANDLER_TIMEOUT", "DRAIN_TIMEOUT") for value in (0, -1)),
+        ("HEARTBEAT_INTERVAL", float("inf")),
+        ("HEARTBEAT_INTERVAL", float("nan")),
+        ("HEARTBEAT_INTERVAL", "soon"),
+        ("MAX_SUBSCRIPTIONS", 0),
+        ("MAX_SUBSCRIPTIONS", 1.5),
+        ("SYNC_THREADS", 0),
+        ("SYNC_THREADS", None),
+    ],
+)
+def test_bad_value_is_refused_with_its_key_and_itself(settings: Any, key: str, value: Any) -> None:
+    settings.REALTIME = {key: value}
+    with pytest.raises(ImproperlyConfigured) as caught:
+        get_settings()
+    assert f"REALTIME[{key!r}] is {value!r}: " in str(caught.value)
+
+
+def test_every_problem_is_told_at_once(settings: Any) -> None:
+    settings.REALTIME = {"SYNC_THREADS": 0, "NO": 1}
+    with pytest.raises(ImproperlyConfigured, match=r"SYNC_THREADS.*; .*'NO'"):
+        get_settings()
+
+
+@pytest.mark.parametrize("value", [None, [], "HEARTBEAT_INTERVAL", 5])
+def test_settings_that_are_no_dict_are_refused(settings: Any, value: Any) -> None:
+    settings.REALTIME = value
+    with pytest.raises(ImproperlyConfigured, match="REALTIME must be a dict, but is"):
+        get_settings()

@@ -1,0 +1,864 @@
+"""The consumer: the whole wire protocol, and its guarantees, in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import logging
+import threading
+import uuid
+import weakref
+from collections import Counter
+from typing import Any
+
+import pytest
+from channels.auth import AuthMiddlewareStack
+from channels.exceptions import AcceptConnection, DenyConnection
+from django.conf import settings as django_settings
+from django.contrib.auth.models import Permission, User
+from django.test import AsyncClient
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from realtime import CloseMessage, Topic, aclose_connections, apublish
+from realtime.consumers import RealtimeConsumer
+from realtime.events import ALL_GROUP
+from realtime.hub import get_hub
+from realtime.protocol import AnyRequest, EchoRequest, EchoResponse, EchoResponseData, Heartbeat, Publication
+
+from .memory import (
+    TIMEOUT,
+    Client,
+    clean_process,  # noqa: F401
+    connected,
+    frames,
+    joined_groups,
+    members,
+    started_hub,
+    the_layer,
+    until,
+)
+
+ERROR = "INTERNAL_ERROR"
+
+
+def error(kind: str, code: str, req_id: str | None = None) -> dict[str, Any]:
+    """Return what an error answer holds, but for its text."""
+    ids = {} if req_id is None else {"reqId": req_id}
+    if kind == "error":
+        return {"type": kind, "code": code, **ids}
+    return {"type": kind, "status": "ERROR", "error": {"code": code}, **ids}
+
+
+def without_text(answer: dict[str, Any]) -> dict[str, Any]:
+    """Return ``answer`` without the error's text, which it must have."""
+    answer = json.loads(json.dumps(answer))
+    text = answer.get("error", answer)
+    assert text.pop("message")
+    return answer
+
+
+# The handshake
+
+
+async def test_connection_is_accepted() -> None:
+    async with connected() as client:
+        assert client.response_headers == []
+
+
+@pytest.mark.parametrize(
+    ("offered", "chosen"),
+    [([], None), (["demows.v1"], "demows.v1"), (["other", "demows.v1"], "demows.v1"), (["other"], None)],
+)
+async def test_subprotocol_is_ours_or_none(offered: list[str], chosen: str | None) -> None:
+    client = Client(RealtimeConsumer.as_asgi(), "/ws/", subprotocols=offered)
+    assert await client.connect() == (True, chosen)
+    await client.disconnect()
+
+
+async def test_connection_that_is_gone_before_it_began_is_no_matter() -> None:
+    client = Client(RealtimeConsumer.as_asgi(), "/ws/")
+    await client.send_input({"type": "websocket.disconnect", "code": 1006})
+    await client.wait()
+    assert get_hub().connections == {}
+
+
+async def test_connection_while_the_server_stops_is_refused() -> None:
+    (await started_hub()).draining = True
+    client = Client(RealtimeConsumer.as_asgi(), "/ws/")
+    assert await client.connect() == (False, 1000)
+    await client.wait()
+
+
+# The protocol
+
+SUBSCRIBED = {"type": "subscribe_response", "status": "OK", "data": {"topic": "news"}}
+
+ANSWERS = {
+    "echo": (
+        {"type": "echo_request", "reqId": "1", "echo": "Hello", "err": False},
+        {"type": "echo_response", "reqId": "1", "status": "OK", "data": {"echo": "Hello"}},
+    ),
+    "echo of an error": (
+        {"type": "echo_request", "reqId": "1", "echo": "Hello", "err": True},
+        {
+            "type": "echo_response",
+            "reqId": "1",
+            "status": "ERROR",
+            "error": {"message": "client asked for it", "code": "ASKED_BY_CLIENT"},
+        },
+    ),
+    "echo without reqId": (
+        {"type": "echo_request", "echo": "é🎉\0"},
+        {"type": "echo_response", "status": "OK", "data": {"echo": "é🎉\0"}},
+    ),
+    "echo with nulls": (
+        {"type": "echo_request", "reqId": None, "echo": "", "err": None},
+        {"type": "echo_response", "status": "OK", "data": {"echo": ""}},
+    ),
+    "subscribe": (
+        {"type": "subscribe_request", "reqId": "2", "topic": "news"},
+        {"type": "subscribe_response", "reqId": "2", "status": "OK", "data": {"topic": "news"}},
+    ),
+}
+
+
+@pytest.mark.parametrize(("request_", "answer"), ANSWERS.values(), ids=list(ANSWERS))
+async def test_request_is_answered_as_in_the_table(request_: dict[str, Any], answer: dict[str, Any]) -> None:
+    Topic("news", public=True)
+    async with connected() as client:
+        assert await client.ask(**request_) == answer
+
+
+async def test_request_in_a_binary_frame_is_answered_in_a_text_frame() -> None:
+    async with connected() as client:
+        await client.send_to(bytes_data=b'{"type":"echo_request","echo":"\xc3\xa9"}')
+        assert (await client.next())["data"] == {"echo": "é"}
+
+
+async def test_subscribe_and_unsubscribe() -> None:
+    Topic("news", public=True)
+    async with connected() as client:
+        assert await client.subscribe("news") == SUBSCRIBED
+        assert await client.unsubscribe("news") == SUBSCRIBED | {"type": "unsubscribe_response"}
+        assert await client.subscribe("news") == SUBSCRIBED
+
+
+async def test_heartbeat_follows_the_subscribe_response_at_once() -> None:
+    async with connected() as client:
+        await client.subscribe("heartbeat")
+        message = await client.next()
+        assert Heartbeat.model_validate_json(json.dumps(message)).uptime_seconds == "0"
+        assert message.keys() == {"type", "timestamp", "uptime_seconds"}
+        await client.assert_nothing_waits()
+
+
+async def test_heartbeats_go_on(settings: Any) -> None:
+    settings.REALTIME = {"HEARTBEAT_INTERVAL": 0.05}
+    async with connected() as client:
+        await client.subscribe("heartbeat")
+        assert [(await client.next())["type"] for _ in range(4)] == ["heartbeat"] * 4
+
+
+async def test_heartbeat_tells_the_connections_own_age() -> None:
+    async with connected() as client:
+        [connection] = get_hub().connections.values()
+        connection.opened -= 42.9
+        await client.subscribe("heartbeat")
+        assert (await client.next())["uptime_seconds"] in ("42", "43")
+
+
+async def test_publication_reaches_its_subscriber() -> None:
+    topic = Topic("news", public=True)
+    async with connected() as client:
+        await client.subscribe("news")
+        await topic.apublish({"a": None})
+        message = await client.next()
+        assert Publication.model_validate_json(json.dumps(message)).data == {"a": None}
+        assert message.keys() == {"type", "topic", "data", "timestamp"}
+
+
+REFUSED = {
+    "subscribed already": ("subscribe_request", "mine", "subscribe_response", "ALREADY_SUBSCRIBED"),
+    "not subscribed": ("unsubscribe_request", "news", "unsubscribe_response", "NOT_SUBSCRIBED"),
+    "subscribe to the unknown": ("subscribe_request", "nowhere", "subscribe_response", "TOPIC_NOT_FOUND"),
+    "unsubscribe from the unknown": ("unsubscribe_request", "nowhere", "unsubscribe_response", "TOPIC_NOT_FOUND"),
+    "forbidden": ("subscribe_request", "secret", "subscribe_response", "FORBIDDEN"),
+}
+
+
+@pytest.mark.parametrize(("kind", "topic", "answer", "code"), REFUSED.values(), ids=list(REFUSED))
+async def test_request_is_refused_as_in_the_table(kind: str, topic: str, answer: str, code: str) -> None:
+    for name, public in [("mine", True), ("news", True), ("secret", False)]:
+        Topic(name, public=public)
+    async with connected() as client:
+        await client.subscribe("mine")
+        got = await client.ask(type=kind, topic=topic, reqId="7")
+        assert without_text(got) == error(answer, code, "7")
+
+
+@pytest.mark.parametrize("kind", ["subscribe", "unsubscribe"])
+@pytest.mark.parametrize("topic", ["", "\0", "realtime.all", "../..", "x" * 100_000, "é🎉", "heartbeat ", "{}"])
+async def test_odd_topic_is_not_found(kind: str, topic: str) -> None:
+    async with connected() as client:
+        got = await client.ask(type=f"{kind}_request", topic=topic)
+        assert without_text(got) == error(f"{kind}_response", "TOPIC_NOT_FOUND")
+
+
+ERRORS = {
+    "not JSON": ("hello", "BAD_REQUEST", None),
+    "not an object": ("[]", "BAD_REQUEST", None),
+    "type of another type": ('{"type":1,"reqId":"1"}', "BAD_REQUEST", "1"),
+    "no type": ('{"reqId":"1"}', "UNKNOWN_MESSAGE_TYPE", None),
+    "unknown type": ('{"type":"dance","reqId":"1"}', "UNKNOWN_MESSAGE_TYPE", None),
+    "missing field": ('{"type":"echo_request","reqId":"1"}', "BAD_REQUEST", "1"),
+    "field of another type": ('{"type":"echo_request","reqId":"1","echo":42}', "BAD_REQUEST", "1"),
+    "reqId that is too long": (
+        json.dumps({"type": "echo_request", "echo": "", "reqId": "1" * 257}),
+        "BAD_REQUEST",
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize(("frame", "code", "req_id"), ERRORS.values(), ids=list(ERRORS))
+async def test_frame_that_is_no_request_is_answered_with_an_error(frame: str, code: str, req_id: str | None) -> None:
+    async with connected() as client:
+        await client.send_to(text_data=frame)
+        assert without_text(await client.next()) == error("error", code, req_id)
+        await client.assert_nothing_waits()
+
+
+@pytest.mark.parametrize("content", [{"text": ""}, {"bytes": b""}, {"text": "", "bytes": None}, {"bytes": b"\xff\xfe"}])
+async def test_frame_that_is_empty_or_garbage_is_answered(content: dict[str, Any]) -> None:
+    async with connected() as client:
+        await client.send_input({"type": "websocket.receive", **content})
+        assert without_text(await client.next()) == error("error", "BAD_REQUEST")
+
+
+async def test_more_topics_than_a_connection_may_hold_are_refused(settings: Any) -> None:
+    settings.REALTIME = {"MAX_SUBSCRIPTIONS": 2}
+    for name in "abc":
+        Topic(name, public=True)
+    async with connected() as client:
+        await client.subscribe("a")
+        await client.subscribe("b")
+        assert without_text(await client.subscribe("c")) == error("subscribe_response", "TOO_MANY_SUBSCRIPTIONS")
+        assert (await client.subscribe("a"))["error"]["code"] == "ALREADY_SUBSCRIBED"
+        await client.unsubscribe("a")
+        assert (await client.subscribe("c"))["status"] == "OK"
+
+
+# Guarantees
+
+
+async def test_pipelined_requests_are_answered_in_order() -> None:
+    for number in range(10):
+        Topic(f"topic {number}", public=True)
+    async with connected() as client:
+        kinds = []
+        for number in range(200):
+            kind = ["echo", "subscribe", "unsubscribe", "nonsense"][number % 4]
+            kinds.append(kind)
+            await client.tell(type=f"{kind}_request", reqId=str(number), echo="", topic=f"topic {number // 4 % 10}")
+        answers = [await client.next() for _ in range(200)]
+        for number, (kind, answer) in enumerate(zip(kinds, answers, strict=True)):
+            expected = ("error", None) if kind == "nonsense" else (f"{kind}_response", str(number))
+            assert (answer["type"], answer.get("reqId")) == expected
+        await client.assert_nothing_waits()
+
+
+async def test_nothing_arrives_before_the_subscribe_response_nor_after_the_unsubscribe_response() -> None:
+    Topic("news", public=True)
+
+    async def hammer() -> None:
+        while True:
+            await apublish("news", "")
+            await asyncio.sleep(0)
+
+    async with connected() as client:
+        await client.assert_nothing_waits()
+        hammering = asyncio.create_task(hammer())
+        for _ in range(50):
+            assert (await client.subscribe("news"))["type"] == "subscribe_response"
+            for _ in range(3):
+                assert (await client.next())["type"] == "publication"
+            await client.tell(type="unsubscribe_request", topic="news")
+            while (message := await client.next())["type"] == "publication":
+                pass
+            assert message["type"] == "unsubscribe_response"
+            await client.assert_nothing_waits()
+        hammering.cancel()
+        await asyncio.wait([hammering])
+
+
+async def test_what_is_published_right_after_the_subscribe_response_arrives() -> None:
+    Topic("news", public=True)
+    async with connected() as client:
+        for number in range(50):
+            await client.subscribe("news")
+            await apublish("news", number)
+            assert (await client.next())["data"] == number
+            await client.unsubscribe("news")
+
+
+async def test_subscribe_is_answered_after_the_group_is_joined() -> None:
+    Topic("news", public=True)
+    layer = the_layer()
+    async with connected() as client:
+        await client.assert_nothing_waits()
+        layer.hanging, layer.only = True, "group_add"
+        await client.tell(type="subscribe_request", topic="news")
+        await until(lambda: layer.calls[-1] == "group_add")
+        assert client.output_queue.empty()
+        layer.hanging = False
+        assert (await client.next()) == SUBSCRIBED
+        assert members("news") == 1
+
+
+async def test_subscribe_while_the_layer_is_down_is_ok() -> None:
+    Topic("news", public=True)
+    the_layer().failing = True
+    async with connected() as client:
+        assert await client.subscribe("news") == SUBSCRIBED
+
+
+async def test_publications_of_one_publisher_arrive_in_order() -> None:
+    Topic("news", public=True)
+    async with connected() as client:
+        await client.subscribe("news")
+        for number in range(500):
+            await apublish("news", number)
+        assert [(await client.next())["data"] for _ in range(500)] == list(range(500))
+
+
+async def test_client_that_pipelines_does_not_hold_the_loop() -> None:
+    async with connected() as flooding, connected() as client:
+        for _ in range(2000):
+            await flooding.tell(type="echo_request", echo="")
+        await client.ask(type="echo_request", echo="")
+        assert flooding.input_queue.qsize() > 0
+
+
+@given(st.lists(frames, min_size=1, max_size=20))
+@hypothesis_settings(deadline=None, max_examples=100)
+async def test_frames_of_any_kind_are_each_answered_once(sent: list[str | bytes]) -> None:
+    async with connected() as client:
+        for frame in sent:
+            content = {"text": frame} if isinstance(frame, str) else {"bytes": frame}
+            await client.send_input({"type": "websocket.receive", **content})
+        await client.tell(type="echo_request", reqId="the end", echo="")
+        answers = []
+        while (message := await client.next()).get("reqId") != "the end" or message["type"] != "echo_response":
+            if message["type"] != "heartbeat":
+                answers.append(message["type"])
+        assert len(answers) == len(sent)
+        assert set(answers) <= {"error", "echo_response", "subscribe_response", "unsubscribe_response"}
+
+
+# Handlers that fail
+
+
+class Failing(RealtimeConsumer):
+    """Raise in every handler of a request."""
+
+    def echo(self, request: Any) -> None:
+        raise ZeroDivisionError("sesame")
+
+    async def subscribe(self, request: Any) -> None:
+        raise ZeroDivisionError("sesame")
+
+    def unsubscribe(self, request: Any) -> None:
+        raise ZeroDivisionError("sesame")
+
+
+@pytest.mark.parametrize("kind", ["echo", "subscribe", "unsubscribe"])
+async def test_handler_that_raises_is_answered_and_logged(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    async with connected(Failing.as_asgi()) as client:
+        for _ in range(2):  # the connection lives on
+            answer = await client.ask(type=f"{kind}_request", reqId="1", echo="", topic="heartbeat")
+            assert without_text(answer) == error(f"{kind}_response", ERROR, "1")
+            assert "sesame" not in json.dumps(answer)
+        [connection] = get_hub().connections
+        failures = [record for record in caplog.records if "handler_failed" in record.message]
+        assert len(failures) == 2
+        assert connection in failures[0].message
+        assert failures[0].exc_info
+
+
+async def test_authorize_that_raises_is_answered_with_internal_error() -> None:
+    Topic("news", authorize=lambda user: 1 / 0)
+    async with connected() as client:
+        assert without_text(await client.subscribe("news")) == error("subscribe_response", ERROR)
+        await client.assert_nothing_waits()
+
+
+async def test_authorize_that_awaits_what_was_cancelled_is_answered_with_internal_error() -> None:
+    async def authorize(user: Any) -> bool:
+        lost = asyncio.get_running_loop().create_future()
+        lost.cancel()
+        return bool(await lost)
+
+    Topic("news", authorize=authorize)
+    async with connected() as client:
+        assert without_text(await client.subscribe("news")) == error("subscribe_response", ERROR)
+        await client.assert_nothing_waits()
+
+
+async def test_authorize_that_takes_too_long_is_answered_with_internal_error(settings: Any) -> None:
+    settings.REALTIME = {"HANDLER_TIMEOUT": 0.05}
+
+    async def authorize(user: Any) -> bool:
+        await asyncio.Event().wait()
+        return True
+
+    Topic("news", authorize=authorize)
+    async with connected() as client:
+        assert without_text(await client.subscribe("news")) == error("subscribe_response", ERROR)
+        await client.assert_nothing_waits()
+    assert not joined_groups()
+
+
+async def test_sync_authorize_that_takes_too_long_is_answered_with_internal_error(settings: Any) -> None:
+    settings.REALTIME = {"HANDLER_TIMEOUT": 0.05, "SYNC_THREADS": 1}
+    release = threading.Event()
+    Topic("news", authorize=lambda user: release.wait())
+    async with connected() as client:
+        assert without_text(await client.subscribe("news")) == error("subscribe_response", ERROR)
+        # The thread is left behind, and there is no other.
+        assert without_text(await client.subscribe("news")) == error("subscribe_response", ERROR)
+        release.set()
+
+
+async def test_authorize_that_takes_long_holds_up_nobody_else() -> None:
+    release = threading.Event()
+    Topic("news", authorize=lambda user: release.wait())
+    async with connected() as waiting, connected() as client:
+        await waiting.tell(type="subscribe_request", topic="news")
+        await client.assert_nothing_waits()
+        release.set()
+        assert await waiting.next() == SUBSCRIBED
+
+
+async def test_subclass_whose_subscribe_takes_too_long_is_answered_with_internal_error(settings: Any) -> None:
+    class Slow(RealtimeConsumer):
+        async def subscribe(self, request: Any) -> None:
+            await asyncio.Event().wait()
+
+    settings.REALTIME = {"HANDLER_TIMEOUT": 0.05}
+    async with connected(Slow.as_asgi()) as client:
+        await client.tell(type="subscribe_request", reqId="1", topic="heartbeat")
+        answer = await client.receive_output(3)  # also with the second that a subscriber may wait for the layer
+        assert without_text(json.loads(answer["text"])) == error("subscribe_response", ERROR, "1")
+
+
+async def test_layer_that_hangs_for_longer_than_a_handler_may_take_is_not_the_handlers_fault(
+    settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.REALTIME = {"HANDLER_TIMEOUT": 0.05}
+    monkeypatch.setattr("realtime.link.JOIN_TIMEOUT", 0.1)
+    Topic("news", public=True)
+    await started_hub()
+    layer = the_layer()
+    layer.hanging, layer.only = True, "group_add realtime.topic"
+    async with connected() as client:
+        assert await client.subscribe("news") == SUBSCRIBED
+        layer.hanging = False
+        await until(lambda: members("news") == 1)
+
+
+async def test_authorize_is_asked_about_the_scopes_user() -> None:
+    asked = []
+    Topic("news", authorize=lambda user: asked.append(user))
+    user = User(username="somebody")
+    application = RealtimeConsumer.as_asgi()
+
+    async def with_user(scope: Any, receive: Any, send: Any) -> None:
+        await application({**scope, "user": user}, receive, send)
+
+    async with connected(with_user) as client:
+        await client.subscribe("news")
+    assert asked == [user]
+
+
+# What a subclass may do
+
+
+def test_subclass_that_sets_groups_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"Chat.groups is \['chat'\].*declare a realtime.Topic"):
+
+        class Chat(RealtimeConsumer):
+            groups = ["chat"]
+
+
+class Noting(RealtimeConsumer):
+    """Take note of what happens to it."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.notes: list[Any] = kwargs["notes"]
+
+    async def disconnect(self, code: int) -> None:
+        self.notes.append(code)
+
+
+async def test_disconnect_is_called_with_the_clients_code() -> None:
+    notes: list[Any] = []
+    async with connected(Noting.as_asgi(notes=notes)) as client:
+        await client.disconnect(4001)
+    assert notes == [4001]
+
+
+async def test_disconnect_is_called_with_1005_when_the_client_gave_no_code() -> None:
+    notes: list[Any] = []
+    async with connected(Noting.as_asgi(notes=notes)) as client:
+        await client.disconnect(None)
+    assert notes == [1005]
+
+
+async def test_disconnect_is_called_after_an_exception_in_receive_json(caplog: pytest.LogCaptureFixture) -> None:
+    class Raising(Noting):
+        async def receive_json(self, request: AnyRequest, **_: Any) -> None:
+            raise ZeroDivisionError
+
+    notes: list[Any] = []
+    async with connected(Raising.as_asgi(notes=notes)) as client:
+        await client.tell(type="echo_request", echo="")
+        assert await client.closed() == (1011, "internal error")
+        await client.wait()
+    assert notes == [1006]
+    assert get_hub().connections == {}
+    assert "event=connection_failed" in caplog.text
+
+
+async def test_disconnect_is_called_after_an_exception_in_connect_once_accepted() -> None:
+    class Raising(Noting):
+        async def connect(self) -> None:
+            await super().connect()
+            raise ZeroDivisionError
+
+    notes: list[Any] = []
+    async with connected(Raising.as_asgi(notes=notes)) as client:
+        assert await client.closed() == (1011, "internal error")
+        await client.wait()
+    assert notes == [1006]
+    assert get_hub().connections == {}
+
+
+async def test_disconnect_is_called_after_an_exception_in_connect_before_it_accepted() -> None:
+    class Raising(Noting):
+        async def connect(self) -> None:
+            raise ZeroDivisionError
+
+    notes: list[Any] = []
+    client = Client(Raising.as_asgi(notes=notes), "/ws/")
+    assert await client.connect() == (False, 1000)
+    await client.wait()
+    assert notes == [1006]
+
+
+async def test_disconnect_is_called_when_the_consumer_is_cancelled() -> None:
+    notes: list[Any] = []
+    async with connected(Noting.as_asgi(notes=notes)) as client:
+        client.future.cancel()
+        await asyncio.wait([client.future])
+    assert notes == [1006]
+    assert get_hub().connections == {}
+
+
+async def test_exception_in_disconnect_is_logged_and_leaves_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    class Raising(RealtimeConsumer):
+        async def disconnect(self, code: int) -> None:
+            raise ZeroDivisionError
+
+    async with connected(Raising.as_asgi()) as client:
+        await client.disconnect()
+    assert get_hub().connections == {}
+    assert "ZeroDivisionError" in caplog.text
+
+
+async def test_exception_of_a_client_that_has_gone_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+    class Raising(RealtimeConsumer):
+        async def receive_json(self, request: AnyRequest, **_: Any) -> None:
+            raise ConnectionResetError
+
+    async with connected(Raising.as_asgi()) as client:
+        await client.tell(type="echo_request", echo="")
+        await client.wait()
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+async def test_connect_may_refuse() -> None:
+    class Refusing(RealtimeConsumer):
+        async def connect(self) -> None:
+            await self.close()
+
+    client = Client(Refusing.as_asgi(), "/ws/")
+    assert await client.connect() == (False, 1000)
+    await client.wait()
+    assert get_hub().connections == {}
+
+
+async def test_refusal_of_a_client_that_has_gone_is_no_matter() -> None:
+    class Raising(RealtimeConsumer):
+        async def connect(self) -> None:
+            raise ZeroDivisionError
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "websocket.connect"}
+
+    async def send(message: Any) -> None:
+        raise RuntimeError("the server says that it is closed")
+
+    await Raising.as_asgi()({"type": "websocket"}, receive, send)
+    assert get_hub().connections == {}
+
+
+@pytest.mark.parametrize(("exception", "accepted"), [(AcceptConnection, True), (DenyConnection, False)])
+async def test_connect_may_raise_what_channels_knows(exception: type[Exception], accepted: bool) -> None:
+    class Raising(RealtimeConsumer):
+        async def connect(self) -> None:
+            raise exception
+
+    client = Client(Raising.as_asgi(), "/ws/")
+    assert (await client.connect())[0] is accepted
+    await client.send_input({"type": "websocket.disconnect"}) if accepted else None
+    await client.wait()
+    assert get_hub().connections == {}
+
+
+async def test_receive_json_is_called_with_the_request() -> None:
+    got = []
+
+    class Keeping(RealtimeConsumer):
+        async def receive_json(self, request: AnyRequest, **_: Any) -> None:
+            got.append(request)
+            await super().receive_json(request)
+
+    async with connected(Keeping.as_asgi()) as client:
+        await client.ask(type="echo_request", reqId="1", echo="a")
+    assert got == [EchoRequest(req_id="1", echo="a")]
+
+
+class Sending(RealtimeConsumer):
+    """Send in every way there is."""
+
+    async def receive_json(self, request: Any, **_: Any) -> None:
+        match request.echo:
+            case "text":
+                await self.send("é")
+            case "binary":
+                await self.send(bytes_data=b"\xff")
+            case "nothing":
+                await self.send()
+            case "json":
+                await self.send_json(EchoResponse(data=EchoResponseData(echo="a")))
+            case "text and close":
+                await self.send("bye", close=True)
+            case "json and close":
+                await self.send_json(EchoResponse(), close=4000)
+            case "close":
+                await self.close()
+            case "close with reason":
+                await self.close(4000, "bye")
+
+
+@pytest.mark.parametrize(
+    ("how", "outputs"),
+    [
+        ("text", [{"type": "websocket.send", "text": "é"}]),
+        ("binary", [{"type": "websocket.send", "bytes": b"\xff"}]),
+        ("json", [{"type": "websocket.send", "text": '{"type":"echo_response","status":"OK","data":{"echo":"a"}}'}]),
+        (
+            "text and close",
+            [{"type": "websocket.send", "text": "bye"}, {"type": "websocket.close", "code": 1000, "reason": ""}],
+        ),
+        (
+            "json and close",
+            [
+                {"type": "websocket.send", "text": '{"type":"echo_response","status":"OK"}'},
+                {"type": "websocket.close", "code": 4000, "reason": ""},
+            ],
+        ),
+        ("close", [{"type": "websocket.close", "code": 1000, "reason": ""}]),
+        ("close with reason", [{"type": "websocket.close", "code": 4000, "reason": "bye"}]),
+        ("nothing", [{"type": "websocket.close", "code": 1011, "reason": "internal error"}]),
+    ],
+)
+async def test_consumer_may_send_and_close(how: str, outputs: list[dict[str, Any]]) -> None:
+    async with connected(Sending.as_asgi()) as client:
+        await client.tell(type="echo_request", echo=how)
+        got = [await client.receive_output(TIMEOUT) for _ in outputs]
+        if "text" in got[0] and got[0]["text"].startswith("{"):
+            assert json.loads(got[0].pop("text")) == json.loads(outputs[0].pop("text"))
+        assert got == outputs
+
+
+async def test_consumer_has_the_hubs_channel() -> None:
+    seen = []
+
+    class Looking(RealtimeConsumer):
+        async def receive_json(self, request: AnyRequest, **_: Any) -> None:
+            seen.append((self.channel_layer, self.channel_name, self.id))
+            await super().receive_json(request)
+
+    hub = await started_hub()
+    async with connected(Looking.as_asgi()) as client:
+        await client.ask(type="echo_request", echo="")
+        [(layer, channel, connection)] = seen
+        assert (layer, channel) == (the_layer(), hub.link.channel)
+        assert list(hub.connections) == [connection]
+        assert str(uuid.UUID(connection)) == connection
+
+
+async def test_frames_after_the_server_has_closed_are_not_handled() -> None:
+    async with connected() as client:
+        [connection] = get_hub().connections.values()
+        connection.close(4000, "bye")
+        await client.tell(type="echo_request", echo="late")
+        assert await client.closed() == (4000, "bye")
+        await client.disconnect()
+        assert client.output_queue.empty()
+
+
+async def test_id_of_the_connection_is_in_its_log_lines(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "realtime.consumers")
+    async with connected() as client:
+        [connection] = get_hub().connections
+        await client.disconnect()
+    lines = [record.message for record in caplog.records if record.name == "realtime.consumers"]
+    assert Counter(line.split()[0] for line in lines) == {"event=connected": 1, "event=disconnected": 1}
+    assert all(f"connection={connection}" in line for line in lines)
+
+
+# Closing and leaving
+
+
+async def test_operator_closes_with_code_and_reason() -> None:
+    async with connected() as client:
+        await client.assert_nothing_waits()
+        assert (await aclose_connections(CloseMessage(code=1012, reason="deploy"))).connections == 1
+        assert await client.closed() == (1012, "deploy")
+
+
+async def test_operators_interrupt_is_1001_on_an_unknown_server() -> None:
+    async with connected() as client:
+        await client.assert_nothing_waits()
+        await aclose_connections(CloseMessage(code=1006))
+        assert await client.closed() == (1001, "")
+
+
+async def test_stop_of_the_hub_closes_with_1001() -> None:
+    async with connected() as client:
+        await client.assert_nothing_waits()
+        stopping = asyncio.create_task(get_hub().stop())
+        assert await client.closed() == (1001, "server shutdown")
+        await client.disconnect()
+        await stopping
+
+
+async def test_connection_that_is_accepted_while_the_hub_stops_is_closed() -> None:
+    going_on = asyncio.Event()
+
+    class Slow(RealtimeConsumer):
+        async def connect(self) -> None:
+            await going_on.wait()
+            await super().connect()
+
+    hub = await started_hub()
+    async with connected() as first:
+        late = Client(Slow.as_asgi(), "/ws/")
+        await late.send_input({"type": "websocket.connect"})
+        await asyncio.sleep(0)
+        stopping = asyncio.create_task(hub.stop())
+        await until(lambda: hub.draining)
+        going_on.set()
+        message = await late.receive_output(TIMEOUT)
+        if message["type"] == "websocket.accept":
+            message = await late.receive_output(TIMEOUT / 10)
+        assert message["type"] == "websocket.close"
+        await first.disconnect()
+        await late.disconnect()
+        await stopping
+
+
+async def test_thousand_connections_leave_nothing_behind() -> None:
+    Topic("news", public=True)
+    hub = await started_hub()
+    tasks = asyncio.all_tasks()
+    consumers: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    class Counted(RealtimeConsumer):
+        def __init__(self) -> None:
+            super().__init__()
+            consumers.add(self)
+
+    async def come_and_go(number: int) -> None:
+        async with connected(Counted.as_asgi()) as client:
+            await client.subscribe("news")
+            await client.subscribe("heartbeat")
+            if number % 3:
+                await client.unsubscribe("news")
+            if number % 5 == 0:
+                client.future.cancel()
+                await asyncio.wait([client.future])
+
+    for _ in range(10):
+        await asyncio.gather(*(come_and_go(number) for number in range(100)))
+    await until(lambda: asyncio.all_tasks() <= tasks)
+    gc.collect()
+    assert len(consumers) == 0
+    assert (hub.connections, hub.link.groups) == ({}, {})
+    assert list(the_layer().groups) == [ALL_GROUP]
+
+
+# Behind the session middleware
+
+
+async def session_of(user: User) -> list[tuple[bytes, bytes]]:
+    """Return the handshake's headers of a browser in which ``user`` is signed in."""
+    browser = AsyncClient()
+    await browser.aforce_login(user)
+    cookie = browser.cookies[django_settings.SESSION_COOKIE_NAME].value
+    return [(b"cookie", f"{django_settings.SESSION_COOKIE_NAME}={cookie}".encode())]
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_signed_in_user_may_subscribe_to_a_topic_that_says_nothing() -> None:
+    Topic("news")
+    headers = await session_of(await User.objects.acreate(username="reader"))
+    async with connected(AuthMiddlewareStack(RealtimeConsumer.as_asgi()), headers=headers) as client:
+        assert await client.subscribe("news") == SUBSCRIBED
+        await apublish("news", 1)
+        assert (await client.next())["data"] == 1
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("headers", [[], [(b"cookie", b"sessionid=unknown")]])
+async def test_anonymous_user_behind_the_middleware_is_forbidden(headers: Any) -> None:
+    Topic("news")
+    async with connected(AuthMiddlewareStack(RealtimeConsumer.as_asgi()), headers=headers) as client:
+        assert (await client.subscribe("news"))["error"]["code"] == "FORBIDDEN"
+        assert (await client.subscribe("heartbeat"))["status"] == "OK"
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_permission_is_asked_behind_the_middleware() -> None:
+    Topic("news", authorize="auth.view_user")
+    reader, other = await User.objects.acreate(username="reader"), await User.objects.acreate(username="other")
+    await reader.user_permissions.aadd(await Permission.objects.aget(codename="view_user"))
+    application = AuthMiddlewareStack(RealtimeConsumer.as_asgi())
+    async with connected(application, headers=await session_of(reader)) as client:
+        assert await client.subscribe("news") == SUBSCRIBED
+    async with connected(application, headers=await session_of(other)) as client:
+        assert (await client.subscribe("news"))["error"]["code"] == "FORBIDDEN"
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_close_code_passes_the_middleware() -> None:
+    async with connected(AuthMiddlewareStack(RealtimeConsumer.as_asgi())) as client:
+        await client.assert_nothing_waits()
+        await aclose_connections(CloseMessage(code=4001, reason="bye"))
+        assert await client.closed() == (4001, "bye")
