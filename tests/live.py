@@ -110,7 +110,9 @@ class Process:
         """End the process and all that it started, whatever state they are in."""
         if self._popen.poll() is None:
             self.signal(signal.SIGCONT)
-            self.signal(signal.SIGTERM)
+            # Ctrl-C and not SIGTERM: uvicorn ends by the signal that stopped it, and SIGTERM would skip the exit
+            # hooks, which write down what was covered.
+            self.signal(signal.SIGINT)
             try:
                 self.wait(15)
             except subprocess.TimeoutExpired:

@@ -328,8 +328,8 @@ class Process:
         self.started.append(arguments)
         self.ended = threading.Event()
 
-    def wait(self) -> None:
-        self.ended.wait(10)
+    def wait(self, timeout: float = 10) -> None:
+        self.ended.wait(timeout)
 
     def terminate(self) -> None:
         self.ended.set()

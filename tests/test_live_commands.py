@@ -347,6 +347,16 @@ async def test_serve_with_redis_stops_with_all_its_children(
     assert process.output.count("event=heartbeats_started") == 1
 
 
+async def test_serve_stops_although_its_heartbeats_hang(site: Site, redis: Redis) -> None:
+    process = await asyncio.to_thread(site.serve, REDIS_URL=redis.url)
+    await asyncio.to_thread(process.wait_for_line, "event=heartbeats_started")
+    [broadcaster] = broadcasters(process.pid)
+    os.kill(broadcaster, signal.SIGSTOP)
+    process.signal(signal.SIGTERM)
+    await assert_ends(process)
+    assert is_gone(broadcaster)
+
+
 async def test_heartbeats_end_when_serve_is_killed(site: Site, redis: Redis) -> None:
     process = await asyncio.to_thread(site.serve, REDIS_URL=redis.url)
     await asyncio.to_thread(process.wait_for_line, "event=heartbeats_started")

@@ -18,6 +18,9 @@ from django.db import connection
 
 from ...layers import configured_layer, is_local
 
+STOP_TIMEOUT = 5.0
+"""Seconds that ``run_heartbeats`` has for its own end, when the server beside it has ended."""
+
 
 class Command(BaseCommand):
     """Prepare the embedded database, then run Daphne or uvicorn, and ``run_heartbeats`` where Redis is used."""
@@ -139,4 +142,8 @@ class _Heartbeats:
     def stop(self) -> None:
         self._stopping.set()
         self._process.terminate()
-        self._process.wait()
+        try:
+            self._process.wait(STOP_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
