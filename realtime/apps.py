@@ -11,6 +11,7 @@ class RealtimeConfig(AppConfig):
 
     name = "realtime"
     verbose_name = "Realtime"
+    default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
         from . import checks  # noqa: F401

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Annotated, Any
 
 from django.conf import settings as django_settings
 from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ImportString, ValidationError
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -30,6 +31,12 @@ class Settings(BaseModel):
     """Threads for a site's synchronous code, such as a topic's ``authorize``."""
     REQUIRE_ORIGIN: bool = False
     """Whether to refuse connections without an ``Origin`` header, which all but browsers leave out."""
+    AUTHENTICATE: Callable[[str], Any] | ImportString[Callable[[str], Any]] | None = None
+    """A function, or a dotted path to one, that returns the user of a token, or None where it is no good."""
+    CLOSE_ON_SESSION_END: bool = True
+    """Whether logging out, changing a password and deactivating or deleting a user close connections."""
+    CONNECTION_REGISTRY: bool = True
+    """Whether to keep a table of who is connected, for the admin."""
     DRAIN_TIMEOUT: Seconds = 5.0
     """Seconds that clients have to leave when the server stops; those still there then are dropped."""
 

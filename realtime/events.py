@@ -11,6 +11,7 @@ import math
 from hashlib import blake2b
 from typing import Annotated, Any, Literal
 
+from django.utils.crypto import salted_hmac
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 CHANNELS_TYPE = "realtime.event"
@@ -24,6 +25,11 @@ def group_name(topic: str) -> str:
     """Return the name of ``topic``'s group: ASCII and short, whatever characters the topic has."""
     digest = blake2b(topic.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
     return f"realtime.topic.{digest}"
+
+
+def session_digest(session_key: str) -> str:
+    """Return what stands for a session where its key must not be seen: in events, in logs and in the hub."""
+    return salted_hmac("realtime.session", session_key, algorithm="sha256").hexdigest()[:32]
 
 
 class Envelope(BaseModel):
@@ -55,7 +61,11 @@ class BeatEvent(Envelope):
 
 class CloseEvent(Envelope):
     """
-    Ask every hub to close connections: all, those subscribed to ``topic``, or those in ``ids``.
+    Ask every hub to close connections.
+
+    All, those subscribed to ``topic``, those in ``ids``, those of ``user`` (the primary key as text), or those of
+    ``session`` (its digest). With ``user``, the connections of ``keep_session`` stay, but are not that session's any
+    more, as its key has changed; from then on ``session`` together with ``user`` closes them too.
 
     ``spread`` is the number of seconds to stagger the closes over, ``reply_to`` the channel that wants an ack.
     """
@@ -65,6 +75,9 @@ class CloseEvent(Envelope):
     reason: str
     topic: str | None = None
     ids: list[str] | None = None
+    user: str | None = None
+    session: str | None = None
+    keep_session: str | None = None
     spread: float = 0.0
     reply_to: str | None = None
 
@@ -77,6 +90,28 @@ class AckEvent(Envelope):
     connections: int
 
 
+class SurveyEvent(Envelope):
+    """Ask every hub for a report, to be sent to the channel ``reply_to``."""
+
+    kind: Literal["survey"] = "survey"
+    reply_to: str
+
+
+class ReportEvent(Envelope):
+    """
+    Say what the hub called ``server`` has: so many connections, and a row for each topic subscribed to.
+
+    A row is the topic's name, its number of subscribers, and when something was last published on it (seconds since
+    the epoch, 0 if nothing was while somebody here subscribed). ``name`` is the process' host and id, to be read.
+    """
+
+    kind: Literal["report"] = "report"
+    server: str
+    name: str
+    connections: int
+    topics: list[tuple[str, int, float]]
+
+
 class PingEvent(Envelope):
     """Come back to whoever sent it, and prove that a group or a channel is connected."""
 
@@ -84,7 +119,7 @@ class PingEvent(Envelope):
     nonce: str
 
 
-Event = PublicationEvent | BeatEvent | CloseEvent | AckEvent | PingEvent
+Event = PublicationEvent | BeatEvent | CloseEvent | AckEvent | SurveyEvent | ReportEvent | PingEvent
 _EVENTS: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="kind")])
 
 

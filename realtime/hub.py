@@ -10,15 +10,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import socket
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 from . import servers
 from .conf import Settings, get_settings
-from .events import AckEvent, BeatEvent, CloseEvent, Event, PublicationEvent, next_slot
+from .events import (
+    AckEvent,
+    BeatEvent,
+    CloseEvent,
+    Envelope,
+    Event,
+    PublicationEvent,
+    ReportEvent,
+    SurveyEvent,
+    next_slot,
+)
 from .layers import configured_layer
 from .link import Group, Link
 from .protocol import TOPIC_HEARTBEAT, CloseCode, encode_heartbeat, encode_publication
@@ -32,14 +44,38 @@ SAME_SLOT = 60.0
 """A beat that lags behind the newest by up to these seconds is a repetition; one further behind, a clock put back."""
 
 
+REPORTED_TOPICS = 1000
+"""The most topics that a report names."""
+KEY_CHANGED = ""
+"""Stands for a session whose key was changed under a connection, which was allowed to stay."""
+
+
+class Peer(NamedTuple):
+    """
+    Say who is at the other end of a connection, as found out at the handshake.
+
+    ``user_id`` is the primary key as text, empty where nobody signed in; ``session`` the digest of the session that
+    signed in, None where another credential did.
+    """
+
+    user_id: str = ""
+    username: str = ""
+    session: str | None = None
+    address: str = ""
+    path: str = ""
+    user_agent: str = ""
+
+
 class Connection:
     """Be one accepted connection, as the hub knows it."""
 
-    __slots__ = ("__weakref__", "id", "opened", "topics", "wire")
+    __slots__ = ("__weakref__", "connected_at", "id", "opened", "peer", "topics", "wire")
 
-    def __init__(self, wire: Wire) -> None:
+    def __init__(self, wire: Wire, peer: Peer = Peer()) -> None:  # noqa: B008 - it is immutable
         self.id = str(uuid.uuid4())
         self.wire = wire
+        self.peer = peer
+        self.connected_at = time.time()
         self.opened = time.monotonic()
         self.topics: dict[str, Group] = {}
 
@@ -77,6 +113,31 @@ class Connection:
             logger.exception("event=abort_failed connection=%s", self.id)
 
 
+class Observer(Protocol):
+    """Be told what connections a hub has, on its event loop, by calls that neither wait nor raise."""
+
+    def connected(self, connection: Connection) -> None: ...
+
+    def disconnected(self, connection: Connection) -> None:
+        """Take note that a connection has gone, and with it all its subscriptions."""
+
+    def subscribed(self, connection: Connection, topic: str) -> None: ...
+
+    def unsubscribed(self, connection: Connection, topic: str) -> None: ...
+
+    async def stop(self) -> None:
+        """Take note that the hub stops: every connection has gone."""
+
+
+observers: list[Callable[[Hub], Observer | None]] = []
+"""Called when a hub starts, to make what is to observe it."""
+
+
+def stagger(count: int, spread: float) -> list[float]:
+    """Return after how many seconds each of ``count`` connections is to be closed, evenly over ``spread`` seconds."""
+    return [spread * number / count for number in range(count)]
+
+
 class Hub:
     """Deliver what crosses ``layer`` to the connections of this process. It belongs to one event loop."""
 
@@ -84,9 +145,11 @@ class Hub:
         self.link = Link(layer, self.act)
         self.settings = settings
         self.id = uuid.uuid4().hex
+        self.name = f"{socket.gethostname()}:{os.getpid()}"
         self.draining = False
         self.connections: dict[str, Connection] = {}
         self.loop = asyncio.get_running_loop()
+        self.observers: list[Observer] = []
         self._nobody_left = asyncio.Event()
         self._newest_slot = 0.0
         self._beat_timer: asyncio.TimerHandle | None = None
@@ -96,6 +159,7 @@ class Hub:
     def start(self) -> None:
         """Begin to deliver. The layer need not be there yet."""
         servers.stop_hooks.append(self.stop)
+        self.observers = [observer for make in observers if (observer := make(self)) is not None]
         self.link.start()
 
     async def stop(self) -> None:
@@ -120,21 +184,25 @@ class Hub:
             self._beat_timer.cancel()
         if self.stop in servers.stop_hooks:
             servers.stop_hooks.remove(self.stop)
-        await self.link.stop()
+        await asyncio.gather(self.link.stop(), *(observer.stop() for observer in self.observers))
 
     # Connections and their topics
 
     def connected(self, connection: Connection) -> None:
         """Take note of an accepted connection, and close it if its handshake was under way while the hub stopped."""
         self.connections[connection.id] = connection
+        for observer in self.observers:
+            observer.connected(connection)
         if self.draining:
             connection.close(*FAREWELL)
 
     def disconnected(self, connection: Connection) -> None:
         """Forget a connection and all its subscriptions."""
         for topic in list(connection.topics):
-            self.remove(connection, topic)
-        self.connections.pop(connection.id, None)
+            self._remove(connection, topic)
+        if self.connections.pop(connection.id, None) is not None:
+            for observer in self.observers:
+                observer.disconnected(connection)
         if not self.connections:
             self._nobody_left.set()
 
@@ -145,9 +213,18 @@ class Hub:
         connection.topics[group.topic] = group
         if self.link.local and group.topic == TOPIC_HEARTBEAT and self._beat_timer is None:
             self._schedule_beat()
+        for observer in self.observers:
+            observer.subscribed(connection, group.topic)
 
     def remove(self, connection: Connection, topic: str) -> bool:
         """Deliver nothing of ``topic`` to ``connection`` any more. Return whether it was subscribed."""
+        if not self._remove(connection, topic):
+            return False
+        for observer in self.observers:
+            observer.unsubscribed(connection, topic)
+        return True
+
+    def _remove(self, connection: Connection, topic: str) -> bool:
         group = connection.topics.pop(topic, None)
         if group is None:
             return False
@@ -171,11 +248,14 @@ class Hub:
                 self._beat(event)
             case CloseEvent():
                 self._close(event)
+            case SurveyEvent():
+                self._report(event)
 
     def _publish(self, event: PublicationEvent) -> None:
         group = self.link.groups.get(event.topic)
         if group is None or not group.subscribers:
             return
+        group.last = event.sent_at
         frame = text_frame(encode_publication(event.topic, event.payload, event.sent_at))
         for connection in tuple(group.subscribers):
             connection.write(frame)
@@ -185,6 +265,8 @@ class Hub:
             return
         self._newest_slot = event.slot
         frames: dict[int, bytes] = {}
+        if (group := self.link.groups.get(TOPIC_HEARTBEAT)) is not None:
+            group.last = event.sent_at
         for connection in self.subscribers(TOPIC_HEARTBEAT):
             uptime = connection.uptime
             if uptime not in frames:
@@ -204,23 +286,49 @@ class Hub:
             self._schedule_beat()
 
     def _close(self, event: CloseEvent) -> None:
-        chosen: Iterable[Connection]
-        if event.ids is not None:
-            chosen = [self.connections[key] for key in event.ids if key in self.connections]
-        elif event.topic is not None:
-            chosen = self.subscribers(event.topic)
-        else:
-            chosen = self.connections.values()
-        chosen = [connection for connection in chosen if not connection.wire.closed]
-        for number, connection in enumerate(chosen):
+        chosen = [connection for connection in self._chosen(event) if not connection.wire.closed]
+        for connection, delay in zip(chosen, stagger(len(chosen), event.spread), strict=True):
             if event.spread:
-                self.loop.call_later(event.spread * number / len(chosen), connection.close, event.code, event.reason)
+                self.loop.call_later(delay, connection.close, event.code, event.reason)
             else:
                 connection.close(event.code, event.reason)
         logger.info("event=close code=%d connections=%d spread=%g", event.code, len(chosen), event.spread)
-        if event.reply_to is not None:
-            ack = AckEvent(server=self.id, connections=len(chosen))
-            self.link.spawn(self.link.guarded("ack", partial(self.link.layer.send, event.reply_to, ack.to_message())))
+        self._reply(event.reply_to, AckEvent(server=self.id, connections=len(chosen)))
+
+    def _chosen(self, event: CloseEvent) -> Iterable[Connection]:
+        everybody = self.connections.values()
+        if event.ids is not None:
+            return [self.connections[key] for key in event.ids if key in self.connections]
+        if event.topic is not None:
+            return self.subscribers(event.topic)
+        if event.session is not None:
+            return [c for c in everybody if c.peer.session == event.session or self._lost_its_session(c, event.user)]
+        if event.user is None:
+            return everybody
+        chosen = []
+        for connection in everybody:
+            if connection.peer.user_id == event.user:
+                if event.keep_session is not None and connection.peer.session == event.keep_session:
+                    connection.peer = connection.peer._replace(session=KEY_CHANGED)
+                else:
+                    chosen.append(connection)
+        return chosen
+
+    @staticmethod
+    def _lost_its_session(connection: Connection, user: str | None) -> bool:
+        return connection.peer.session == KEY_CHANGED and connection.peer.user_id == user
+
+    def _report(self, event: SurveyEvent) -> None:
+        groups = [group for group in self.link.groups.values() if group.subscribers][:REPORTED_TOPICS]
+        topics = [(group.topic, len(group.subscribers), group.last) for group in groups]
+        connections = len(self.connections)
+        report = ReportEvent(server=self.id, name=self.name, connections=connections, topics=topics)
+        self._reply(event.reply_to, report)
+
+    def _reply(self, channel: str | None, event: Envelope) -> None:
+        if channel is not None:
+            send = partial(self.link.layer.send, channel, event.to_message())
+            self.link.spawn(self.link.guarded("reply", send))
 
 
 _hubs: dict[asyncio.AbstractEventLoop, Hub] = {}

@@ -47,13 +47,15 @@ async def open_channel(layer: Any) -> str:
 class Group:
     """Be a topic's subscribers in this process, and the membership of its group on the layer."""
 
-    __slots__ = ("entered", "joined", "joining", "leaving", "lock", "name", "subscribers", "topic")
+    __slots__ = ("entered", "joined", "joining", "last", "leaving", "lock", "name", "subscribers", "topic")
 
     def __init__(self, topic: str, name: str) -> None:
         self.topic = topic
         self.name = name
         self.subscribers: dict[Any, None] = {}
         """The hub's connections, in the order in which they subscribed."""
+        self.last = 0.0
+        """When the newest event that arrived here was published (seconds since the epoch)."""
         self.joining = 0
         self.entered = False
         """Whether the layer was asked to join the group, and not yet to leave it."""

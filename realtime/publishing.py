@@ -26,8 +26,11 @@ from .events import (
     Envelope,
     PingEvent,
     PublicationEvent,
+    ReportEvent,
+    SurveyEvent,
     from_message,
     group_name,
+    session_digest,
 )
 from .exceptions import LayerUnavailable
 from .hub import Hub, find_hub
@@ -76,6 +79,8 @@ def close_connections(
     message: CloseMessage | None = None,
     *,
     topic: str | None = None,
+    user: Any = None,
+    session: str | None = None,
     ids: Sequence[str] | None = None,
     spread: float = 0.0,
     wait: float = 2.0,
@@ -83,16 +88,17 @@ def close_connections(
     """
     Close client connections on every server, with the code and the reason in ``message``.
 
-    All of them, or those that subscribe to ``topic``, or those whose ids are in ``ids``. ``spread`` staggers
+    All of them, or those that subscribe to ``topic``, those of ``user`` (a user or a primary key), those that
+    signed in by the cookie of ``session`` (a session's key), or those whose ids are in ``ids``. ``spread`` staggers
     the closes evenly over so many seconds; ``wait`` is how many seconds the servers have to acknowledge.
 
-    Raises ``ValueError`` when both ``topic`` and ``ids`` are given, or for a negative time,
+    Raises ``ValueError`` when more than one of those is given, or for a negative time,
     ``LayerUnavailable`` when the channel layer does not take the event, and ``SynchronousOnlyOperation``
     on a running event loop.
     """
     return _run(
         "close_connections",
-        lambda: aclose_connections(message, topic=topic, ids=ids, spread=spread, wait=wait),
+        lambda: aclose_connections(message, topic=topic, user=user, session=session, ids=ids, spread=spread, wait=wait),
         timeout=wait + 4 * PUBLISH_TIMEOUT,
     )
 
@@ -101,13 +107,15 @@ async def aclose_connections(
     message: CloseMessage | None = None,
     *,
     topic: str | None = None,
+    user: Any = None,
+    session: str | None = None,
     ids: Sequence[str] | None = None,
     spread: float = 0.0,
     wait: float = 2.0,
 ) -> CloseOutcome:
     """Do what ``close_connections`` does, on a running event loop."""
-    if topic is not None and ids is not None:
-        raise ValueError("close by topic or by ids, not by both")
+    if sum(target is not None for target in (topic, user, session, ids)) > 1:
+        raise ValueError("close by one of topic, user, session and ids, not by several")
     if not (0 <= spread < math.inf and 0 <= wait < math.inf):
         raise ValueError(f"spread and wait are seconds from 0 on, but are {spread!r} and {wait!r}")
     message = message or CloseMessage()
@@ -117,30 +125,81 @@ async def aclose_connections(
         chunks = [ids[start : start + IDS_PER_EVENT] for start in range(0, len(ids), IDS_PER_EVENT)]
         if not chunks:
             return CloseOutcome(0, 0, 0)
-    events = [
-        CloseEvent(code=message.code, reason=message.reason, topic=topic, ids=chunk, spread=spread) for chunk in chunks
-    ]
-    return await _on_loop_of(find_hub(), lambda: _close(events, wait))
-
-
-async def _close(events: list[CloseEvent], wait: float) -> CloseOutcome:
-    layer = configured_layer()
-    async with _Inbox(layer) as inbox:
-        expected = await count_members(layer, ALL_GROUP)
-        for event in events:
-            await _send(ALL_GROUP, event.model_copy(update={"reply_to": inbox.channel}))
-        acks = await inbox.collect(None if expected is None else expected * len(events), wait)
+    event = CloseEvent(
+        code=message.code,
+        reason=message.reason,
+        topic=topic,
+        user=None if user is None else str(getattr(user, "pk", user)),
+        session=None if session is None else session_digest(session),
+        spread=spread,
+    )
+    events = [event.model_copy(update={"ids": chunk}) for chunk in chunks]
+    answers, expected = await _on_loop_of(find_hub(), lambda: _ask_hubs(events, wait))
+    acks = [answer for answer in answers if isinstance(answer, AckEvent)]
     servers = len({ack.server for ack in acks})
     unknown = None if expected is None else max(0, expected - servers)
     return CloseOutcome(servers, sum(ack.connections for ack in acks), unknown)
 
 
+def send_close(event: CloseEvent, timeout: float) -> None:
+    """
+    Send a close event that nobody acknowledges. Raises ``LayerUnavailable``, at the latest after ``timeout`` seconds.
+
+    On a running event loop it does not wait, and raises nothing.
+    """
+    try:
+        running = asyncio.get_running_loop()
+    except RuntimeError:
+        _run("send_close", lambda: _send(ALL_GROUP, event), timeout)
+    else:
+        task = running.create_task(_send(ALL_GROUP, event))
+        _unawaited.add(task)
+        task.add_done_callback(_sent)
+
+
+_unawaited: set[asyncio.Task[None]] = set()
+
+
+def _sent(task: asyncio.Task[None]) -> None:
+    _unawaited.discard(task)
+    if not task.cancelled() and (error := task.exception()) is not None:
+        logger.error("event=close_not_sent error=%s", error)
+
+
+def survey(wait: float = 1.0) -> list[ReportEvent]:
+    """
+    Return what every server that answers within ``wait`` seconds has: connections, and topics subscribed to.
+
+    Raises ``LayerUnavailable``, and ``SynchronousOnlyOperation`` on a running event loop.
+    """
+    return _run("survey", lambda: asurvey(wait), timeout=wait + 4 * PUBLISH_TIMEOUT)
+
+
+async def asurvey(wait: float = 1.0) -> list[ReportEvent]:
+    """Do what ``survey`` does, on a running event loop."""
+    answers, _ = await _on_loop_of(find_hub(), lambda: _ask_hubs([SurveyEvent(reply_to="")], wait))
+    return [answer for answer in answers if isinstance(answer, ReportEvent)]
+
+
+Answer = AckEvent | ReportEvent
+
+
+async def _ask_hubs(events: Sequence[CloseEvent | SurveyEvent], wait: float) -> tuple[list[Answer], int | None]:
+    """Return the hubs' answers to ``events``, and how many hubs there are, where the layer tells."""
+    layer = configured_layer()
+    async with _Inbox(layer) as inbox:
+        expected = await count_members(layer, ALL_GROUP)
+        for event in events:
+            await _send(ALL_GROUP, event.model_copy(update={"reply_to": inbox.channel}))
+        return await inbox.collect(None if expected is None else expected * len(events), wait), expected
+
+
 class _Inbox:
-    """Receive acknowledgements on a channel of its own."""
+    """Receive the hubs' answers on a channel of its own."""
 
     def __init__(self, layer: Any) -> None:
         self._layer = layer
-        self._arrived: asyncio.Queue[AckEvent | PingEvent] = asyncio.Queue()
+        self._arrived: asyncio.Queue[Answer | PingEvent] = asyncio.Queue()
         self._task: asyncio.Task[None] | None = None
         self.channel = ""
 
@@ -179,21 +238,21 @@ class _Inbox:
                 event = from_message(await self._layer.receive(self.channel))
             except ValueError:  # of another version
                 continue
-            if isinstance(event, AckEvent | PingEvent):
+            if isinstance(event, Answer | PingEvent):
                 self._arrived.put_nowait(event)
 
-    async def collect(self, expected: int | None, wait: float) -> list[AckEvent]:
-        """Return the acknowledgements that arrive within ``wait`` seconds, or until ``expected`` have."""
-        acks: list[AckEvent] = []
+    async def collect(self, expected: int | None, wait: float) -> list[Answer]:
+        """Return the answers that arrive within ``wait`` seconds, or until ``expected`` have."""
+        answers: list[Answer] = []
         try:
             async with asyncio.timeout(wait):
-                while expected is None or len(acks) < expected:
+                while expected is None or len(answers) < expected:
                     event = await self._arrived.get()
-                    if isinstance(event, AckEvent):
-                        acks.append(event)
+                    if isinstance(event, Answer):
+                        answers.append(event)
         except TimeoutError:
             pass
-        return acks
+        return answers
 
 
 async def _send(group: str, event: Envelope) -> None:

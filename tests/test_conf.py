@@ -25,6 +25,9 @@ def test_settings_that_are_empty_have_defaults(settings: Any) -> None:
         "HANDLER_TIMEOUT": 10.0,
         "SYNC_THREADS": 8,
         "REQUIRE_ORIGIN": False,
+        "AUTHENTICATE": None,
+        "CLOSE_ON_SESSION_END": True,
+        "CONNECTION_REGISTRY": True,
         "DRAIN_TIMEOUT": 5.0,
     }
 

@@ -771,7 +771,7 @@ async def test_close_whose_asker_cannot_be_reached_closes_all_the_same(caplog: p
     connection = local_connection(hub)
     hub.link.handle(CloseEvent(code=4000, reason="bye", reply_to="not a channel").to_message())
     assert connection.wire.closed_with == (4000, "bye")
-    await until(lambda: "action=ack" in caplog.text)
+    await until(lambda: "action=reply" in caplog.text)
 
 
 async def test_close_passes_a_wire_that_raises() -> None:

@@ -348,7 +348,7 @@ async def test_close_leaves_nothing_behind() -> None:
 
 
 async def test_close_by_topic_and_by_ids_is_refused() -> None:
-    with pytest.raises(ValueError, match="close by topic or by ids, not by both"):
+    with pytest.raises(ValueError, match="close by one of topic, user, session and ids"):
         await aclose_connections(topic="news", ids=["1"])
 
 
