@@ -12,6 +12,7 @@ from realtime.conf import Settings, get_settings
 
 
 def test_settings_that_are_missing_have_defaults(settings: Any) -> None:
+    settings.REALTIME = {}  # del alone tells nobody
     del settings.REALTIME
     assert get_settings() == Settings()
 
