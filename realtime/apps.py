@@ -14,8 +14,14 @@ class RealtimeConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        from . import checks  # noqa: F401
+        from . import (
+            checks,  # noqa: F401
+            handshake,
+            sessions,
+        )
         from .servers import daphne
 
         daphne.install()
+        handshake.install()
+        sessions.connect_signals()
         autodiscover_modules("topics")

@@ -12,7 +12,7 @@ from channels.consumer import AsyncConsumer
 from channels.generic.websocket import AsyncJsonWebsocketConsumer
 
 from .exceptions import RequestError
-from .handshake import origin_allowed, read_user
+from .handshake import Identity, identify, origin_allowed, peer_of
 from .hub import Connection, get_hub
 from .link import JOIN_TIMEOUT
 from .protocol import (
@@ -39,7 +39,7 @@ from .protocol import (
     encode_heartbeat,
     parse,
 )
-from .servers import binary_frame, text_frame, wire_for
+from .servers import binary_frame, greet, text_frame, wire_for
 from .topics import Topic, find_topic
 
 logger = logging.getLogger("realtime.consumers")
@@ -86,6 +86,9 @@ class RealtimeConsumer(AsyncJsonWebsocketConsumer):
         self.channel_layer = self.hub.link.layer
         self.connection: Connection | None = None
         self._receive = receive
+        self._began = time.monotonic()
+        self._identity = Identity()
+        greet(scope, receive)
         try:
             await self._serve(receive)
         except OSError as error:  # what servers raise when the client has gone
@@ -115,10 +118,15 @@ class RealtimeConsumer(AsyncJsonWebsocketConsumer):
             logger.info("event=refused reason=origin path=%.200r", self.scope["path"])
             await self.close()
             return
-        self._user_known = await read_user(self.scope)
+        self._identity = await identify(self.scope)
         code: int = CloseCode.INTERRUPTED
         try:
-            await self.websocket_connect(message)
+            if self._identity.refused:  # a browser's page is told nothing of a handshake that is refused
+                logger.info("event=refused reason=token path=%.200r", self.scope["path"])
+                await self.accept(self._subprotocol())
+                await self.close(CloseCode.POLICY_VIOLATION, "token refused")
+            else:
+                await self.websocket_connect(message)
             if self.connection is not None:
                 code = await self._receive_frames(receive)
         finally:
@@ -168,14 +176,17 @@ class RealtimeConsumer(AsyncJsonWebsocketConsumer):
 
     async def connect(self) -> None:
         """Accept the connection, with our subprotocol if the client offers it."""
-        offered = self.scope.get("subprotocols") or []
-        await self.accept(SUBPROTOCOL if SUBPROTOCOL in offered else None)
+        await self.accept(self._subprotocol())
+
+    def _subprotocol(self) -> str | None:
+        return SUBPROTOCOL if SUBPROTOCOL in (self.scope.get("subprotocols") or ()) else None
 
     async def accept(self, subprotocol: str | None = None, headers: Any = None) -> None:
         """Accept the connection; from now on the hub knows it."""
         await super().accept(subprotocol, headers)
-        self.connection = Connection(wire_for(self.scope, self._receive, self.base_send))
-        self.hub.connected(self.connection)
+        wire = wire_for(self.scope, self._receive, self.base_send)
+        self.connection = Connection(wire, peer_of(self.scope, self._identity))
+        self.hub.connected(self.connection, since=self._began)
         logger.debug("event=connected connection=%s path=%r", self.id, self.scope.get("path"))
 
     async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None, **_: Any) -> None:
@@ -251,7 +262,7 @@ class RealtimeConsumer(AsyncJsonWebsocketConsumer):
         elif len(connection.topics) >= self.hub.settings.MAX_SUBSCRIPTIONS:
             limit = self.hub.settings.MAX_SUBSCRIPTIONS
             self._answer_error(request, ErrorCode.TOO_MANY_SUBSCRIPTIONS, f"a connection may hold {limit} topics")
-        elif not (topic.public or self._user_known):
+        elif not (topic.public or self._identity.known):
             self._answer_error(request, ErrorCode.INTERNAL_ERROR, "the server could not read who you are")
         elif not await self._allowed(topic):
             self._answer_error(request, ErrorCode.FORBIDDEN, "not allowed to subscribe to this topic")

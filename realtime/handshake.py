@@ -1,25 +1,32 @@
 """
 The door: from which web pages a connection may come, and which user it is.
 
-Both are judged once, before the connection is accepted, by what Django itself does for a request.
+Both are judged once, before the connection is accepted: the page and the session's cookie by what Django itself
+does for a request, a token by the site's ``AUTHENTICATE``.
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
 import logging
 from importlib import import_module
 from io import BytesIO
-from typing import Any
-from urllib.parse import urlsplit
+from typing import Any, NamedTuple
+from urllib.parse import parse_qs, urlsplit
 
+from asgiref.sync import iscoroutinefunction
 from django.apps import apps
 from django.conf import settings as django_settings
 from django.core.exceptions import DisallowedHost, SuspiciousOperation
 from django.core.handlers.asgi import ASGIRequest
 from django.http import parse_cookie
+from django.utils.functional import empty
 from django.utils.http import is_same_domain
 
 from .conf import get_settings
+from .events import session_digest
+from .hub import Peer
 from .layers import bounded
 from .threads import get_threads
 
@@ -27,7 +34,22 @@ logger = logging.getLogger("realtime.handshake")
 
 USER_TIMEOUT = 2.0
 """Seconds that reading the user may take."""
+TOKEN_OFFER = "token."
+"""What a subprotocol that a client offers begins with when the rest is its token: a browser can set no header."""
 _unreadable = False
+
+
+class Identity(NamedTuple):
+    """
+    Say what came of asking who connects; the user is in ``scope["user"]``.
+
+    ``known`` is false where that could not be read, ``refused`` true where a token was no good. ``session`` is the
+    digest of the session that signed the user in, None where it was something else.
+    """
+
+    known: bool = True
+    refused: bool = False
+    session: str | None = None
 
 
 def _request(scope: Any) -> ASGIRequest:
@@ -69,32 +91,117 @@ def _is_trusted(origin: str) -> bool:
     return False
 
 
-async def read_user(scope: Any) -> bool:
+async def identify(scope: Any) -> Identity:
     """
-    Put the user of the session cookie into ``scope["user"]``, unless a middleware has put one there.
+    Put the user into ``scope["user"]``: that of a token, of a middleware in front, or of the session's cookie.
 
-    Return whether it could be read. If not, because the database is down, slow or not migrated, the user is
-    None, and the log says so once.
+    If the user cannot be read, because the database is down, slow or not migrated, it is None, and the log says so
+    once. Raises nothing.
     """
+    token = token_of(scope) if get_settings().AUTHENTICATE is not None else None
+    try:
+        if token is not None:
+            scope["user"] = await bounded(_authenticate(token), USER_TIMEOUT)
+            identity = Identity(refused=scope["user"] is None)
+            _say_readable()
+        elif "user" in scope:
+            identity = _identity_in_front(scope)
+        else:
+            identity = await _identity_of_session(scope)
+    except Exception as error:  # noqa: BLE001 - each database raises its own kind
+        _say_unreadable(error, token)
+        identity = Identity(known=False)
+    if not identity.known:
+        scope["user"] = None
+    return identity
+
+
+def _say_unreadable(error: Exception, token: str | None = None) -> None:
     global _unreadable
-    if "user" in scope:
-        return True
+    if not _unreadable:
+        text = repr(error) if not token else repr(error).replace(token, "...")
+        logger.error("event=user_unreadable effect=accepted_without_user error=%s", text)
+    _unreadable = True
+
+
+def _say_readable() -> None:
+    global _unreadable
+    if _unreadable:
+        logger.info("event=user_readable")
+    _unreadable = False
+
+
+def token_of(scope: Any) -> str | None:
+    """
+    Return the token that the client sends, or None.
+
+    As ``Authorization: Bearer ...``, as an offered subprotocol ``token....``, or as ``?token=...``.
+    """
+    for name, value in scope["headers"]:
+        if name == b"authorization" and value[:7].lower() == b"bearer ":
+            return str(value[7:].strip().decode("latin-1")) or None
+    for offer in scope.get("subprotocols") or ():
+        if offer.startswith(TOKEN_OFFER):
+            return str(offer[len(TOKEN_OFFER) :]) or None
+    values = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("token")
+    return values[0] if values else None
+
+
+async def _authenticate(token: str) -> Any:
+    authenticate = get_settings().AUTHENTICATE
+    assert authenticate is not None
+    if iscoroutinefunction(authenticate):
+        return await authenticate(token)
+    user = await get_threads().run_queued(authenticate, token)
+    return await user if inspect.isawaitable(user) else user
+
+
+def _identity_in_front(scope: Any) -> Identity:
+    """Return the identity that a middleware in front has found."""
+    if getattr(scope["user"], "_wrapped", None) is empty:  # Channels' own, which could not read it
+        return Identity(known=False)
+    key = getattr(scope.get("session"), "session_key", None)
+    if key:
+        _say_readable()
+    return Identity(session=session_digest(key) if key and is_signed_in(scope["user"]) else None)
+
+
+async def _identity_of_session(scope: Any) -> Identity:
+    """Read the user that the session's cookie signs in, and return its identity."""
     scope["user"] = None
     if not (apps.is_installed("django.contrib.auth") and apps.is_installed("django.contrib.sessions")):
-        return True
-    try:
-        cookies = "; ".join(value.decode("latin-1") for name, value in scope["headers"] if name == b"cookie")
-        key = parse_cookie(cookies).get(django_settings.SESSION_COOKIE_NAME)
-        scope["user"] = await bounded(get_threads().run_queued(_load_user, key), USER_TIMEOUT) if key else _nobody()
-    except Exception as error:  # noqa: BLE001 - each database raises its own kind
-        if not _unreadable:
-            logger.error("event=user_unreadable effect=accepted_without_user error=%r", error)
-        _unreadable = True
-        return False
-    if key and _unreadable:
-        logger.info("event=user_readable")
-        _unreadable = False
-    return True
+        return Identity()
+    cookies = "; ".join(value.decode("latin-1") for name, value in scope["headers"] if name == b"cookie")
+    key = parse_cookie(cookies).get(django_settings.SESSION_COOKIE_NAME)
+    if not key:
+        scope["user"] = _nobody()
+        return Identity()
+    scope["user"] = await bounded(get_threads().run_queued(_load_user, key), USER_TIMEOUT)
+    _say_readable()
+    return Identity(session=session_digest(key) if is_signed_in(scope["user"]) else None)
+
+
+def is_signed_in(user: Any) -> bool:
+    """Return whether ``user`` is one, and not None or anonymous."""
+    return user is not None and bool(getattr(user, "is_authenticated", False))
+
+
+def peer_of(scope: Any, identity: Identity) -> Peer:
+    """Return what the hub is to know of who connects."""
+    user = scope["user"]
+    user_id = username = ""
+    if is_signed_in(user):
+        user_id = str(getattr(user, "pk", ""))
+        username = str(user.get_username()) if hasattr(user, "get_username") else ""
+    agents = [value.decode("latin-1") for name, value in scope["headers"] if name == b"user-agent"]
+    return Peer(
+        user_id=user_id,
+        username=username,
+        session=identity.session,
+        address=str((scope.get("client") or [""])[0]),
+        path=str(scope["path"])[:255],
+        user_agent=agents[0][:255] if agents else "",
+    )
 
 
 def _nobody() -> Any:
@@ -112,3 +219,29 @@ def _load_user(session_key: str) -> Any:
     session.flush = session.cycle_key = lambda: None
     request.session = session
     return get_user(request)
+
+
+def install() -> None:
+    """
+    Let Channels' ``AuthMiddleware`` pass a WebSocket on when the user cannot be read, or not within 2 s.
+
+    By itself it ends the handshake with an exception, which servers answer with 500. Whoever looks at the user all
+    the same gets the exception that Channels raises for a user that is not there yet.
+    """
+    from channels.auth import AuthMiddleware
+
+    resolve_scope = AuthMiddleware.resolve_scope
+    if hasattr(resolve_scope, "__wrapped__") or str(inspect.signature(resolve_scope)) != "(self, scope)":
+        return
+
+    @functools.wraps(resolve_scope)
+    async def resolve_if_possible(self: Any, scope: Any) -> None:
+        if scope["type"] != "websocket":
+            await resolve_scope(self, scope)
+            return
+        try:
+            await bounded(resolve_scope(self, scope), USER_TIMEOUT)
+        except Exception as error:  # noqa: BLE001 - each database raises its own kind
+            _say_unreadable(error)
+
+    AuthMiddleware.resolve_scope = resolve_if_possible

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import socket
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -46,6 +48,10 @@ SAME_SLOT = 60.0
 
 REPORTED_TOPICS = 1000
 """The most topics that a report names."""
+RECENT_CLOSES = 100
+"""How many closes by user or session are remembered for handshakes that are under way."""
+FLUSH_TIME = 1.0
+"""Seconds after its end was told in which a session may still be found in the database."""
 KEY_CHANGED = ""
 """Stands for a session whose key was changed under a connection, which was allowed to stay."""
 
@@ -150,6 +156,8 @@ class Hub:
         self.connections: dict[str, Connection] = {}
         self.loop = asyncio.get_running_loop()
         self.observers: list[Observer] = []
+        self._recent_closes: deque[tuple[float, CloseEvent]] = deque(maxlen=RECENT_CLOSES)
+        """Closes by user or session with when they came, for handshakes that are under way meanwhile."""
         self._nobody_left = asyncio.Event()
         self._newest_slot = 0.0
         self._beat_timer: asyncio.TimerHandle | None = None
@@ -188,13 +196,22 @@ class Hub:
 
     # Connections and their topics
 
-    def connected(self, connection: Connection) -> None:
-        """Take note of an accepted connection, and close it if its handshake was under way while the hub stopped."""
+    def connected(self, connection: Connection, since: float = math.inf) -> None:
+        """
+        Take note of an accepted connection whose handshake began at ``since`` (``time.monotonic``).
+
+        It is closed at once when the hub has been stopped meanwhile, or when its session or its user was to be closed.
+        """
         self.connections[connection.id] = connection
         for observer in self.observers:
             observer.connected(connection)
         if self.draining:
             connection.close(*FAREWELL)
+        for came, event in self._recent_closes:
+            # A session is flushed a moment after its end was told.
+            begun = since - FLUSH_TIME if event.session is not None else since
+            if came >= begun and self._concerns(event, connection):
+                connection.close(event.code, event.reason)
 
     def disconnected(self, connection: Connection) -> None:
         """Forget a connection and all its subscriptions."""
@@ -301,22 +318,23 @@ class Hub:
             return [self.connections[key] for key in event.ids if key in self.connections]
         if event.topic is not None:
             return self.subscribers(event.topic)
-        if event.session is not None:
-            return [c for c in everybody if c.peer.session == event.session or self._lost_its_session(c, event.user)]
-        if event.user is None:
+        if event.user is None and event.session is None:
             return everybody
-        chosen = []
-        for connection in everybody:
-            if connection.peer.user_id == event.user:
-                if event.keep_session is not None and connection.peer.session == event.keep_session:
-                    connection.peer = connection.peer._replace(session=KEY_CHANGED)
-                else:
-                    chosen.append(connection)
-        return chosen
+        self._recent_closes.append((time.monotonic(), event))
+        return [connection for connection in everybody if self._concerns(event, connection)]
 
     @staticmethod
-    def _lost_its_session(connection: Connection, user: str | None) -> bool:
-        return connection.peer.session == KEY_CHANGED and connection.peer.user_id == user
+    def _concerns(event: CloseEvent, connection: Connection) -> bool:
+        """Return whether a close by user or by session is meant for ``connection``."""
+        peer = connection.peer
+        if event.session is not None:
+            return peer.session == event.session or (peer.session == KEY_CHANGED and peer.user_id == event.user)
+        if peer.user_id != event.user:
+            return False
+        if event.keep_session is not None and peer.session == event.keep_session:
+            connection.peer = peer._replace(session=KEY_CHANGED)
+            return False
+        return True
 
     def _report(self, event: SurveyEvent) -> None:
         groups = [group for group in self.link.groups.values() if group.subscribers][:REPORTED_TOPICS]

@@ -101,7 +101,7 @@ CLOSE_CODES: dict[int, CloseMeaning] = {
     1003: CloseMeaning("unsupported data", Reconnect.STAY_AWAY),
     1006: CloseMeaning("interrupted: the TCP connection is dropped without a close frame", Reconnect.BACKOFF),
     1007: CloseMeaning("invalid UTF-8 in a text frame", Reconnect.STAY_AWAY),
-    1008: CloseMeaning("policy: flooding, session ended", Reconnect.STAY_AWAY),
+    1008: CloseMeaning("policy: flooding, session ended, token refused", Reconnect.STAY_AWAY),
     1009: CloseMeaning("frame too big", Reconnect.STAY_AWAY),
     1010: CloseMeaning("an extension that the client needs was not negotiated", Reconnect.STAY_AWAY),
     1011: CloseMeaning("internal error", Reconnect.BACKOFF),

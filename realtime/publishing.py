@@ -13,6 +13,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import wait as wait_for_futures
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 
@@ -43,6 +44,8 @@ logger = logging.getLogger("realtime.publishing")
 
 PUBLISH_TIMEOUT = 2.0
 """Seconds that the layer has to take an event."""
+STUBBORN = 60.0
+"""Seconds for which a close that a session's end asks for is tried again while the layer is down."""
 IDS_PER_EVENT = 1000
 """How many connection ids one close event carries at most."""
 
@@ -141,29 +144,32 @@ async def aclose_connections(
     return CloseOutcome(servers, sum(ack.connections for ack in acks), unknown)
 
 
-def send_close(event: CloseEvent, timeout: float) -> None:
+def send_close(event: CloseEvent, wait: float) -> None:
     """
-    Send a close event that nobody acknowledges. Raises ``LayerUnavailable``, at the latest after ``timeout`` seconds.
+    Send a close event that nobody acknowledges, if need be again and again until the layer takes it, for a minute.
 
-    On a running event loop it does not wait, and raises nothing.
+    Wait for that at most ``wait`` seconds, and on a running event loop not at all. Raises nothing that the layer does.
     """
+    future = asyncio.run_coroutine_threadsafe(_send_stubbornly(event), _loop_for_threads())
     try:
-        running = asyncio.get_running_loop()
+        asyncio.get_running_loop()
     except RuntimeError:
-        _run("send_close", lambda: _send(ALL_GROUP, event), timeout)
-    else:
-        task = running.create_task(_send(ALL_GROUP, event))
-        _unawaited.add(task)
-        task.add_done_callback(_sent)
+        wait_for_futures([future], wait)
 
 
-_unawaited: set[asyncio.Task[None]] = set()
-
-
-def _sent(task: asyncio.Task[None]) -> None:
-    _unawaited.discard(task)
-    if not task.cancelled() and (error := task.exception()) is not None:
-        logger.error("event=close_not_sent error=%s", error)
+async def _send_stubbornly(event: CloseEvent) -> None:
+    end = time.monotonic() + STUBBORN
+    pause = 0.2
+    while True:
+        try:
+            await _send(ALL_GROUP, event)
+            return
+        except LayerUnavailable as error:
+            if time.monotonic() > end:
+                logger.error("event=close_not_sent error=%s", error)
+                return
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, 5.0)
 
 
 def survey(wait: float = 1.0) -> list[ReportEvent]:
@@ -336,14 +342,17 @@ def refuse_running_loop(name: str) -> None:
 def _run(name: str, work: Callable[[], Coroutine[Any, Any, T]], timeout: float = 2 * PUBLISH_TIMEOUT) -> T:
     """Run ``work`` on an event loop of another thread, and return what it returns."""
     refuse_running_loop(name)
-    hub = find_hub() if is_local(configured_layer()) else None
-    loop = _background.loop() if hub is None else hub.loop
-    future = asyncio.run_coroutine_threadsafe(work(), loop)
+    future = asyncio.run_coroutine_threadsafe(work(), _loop_for_threads())
     try:
         return future.result(timeout)
     except TimeoutError:
         future.cancel()
         raise LayerUnavailable(f"{name}() did not finish within {timeout:g} s") from None
+
+
+def _loop_for_threads() -> asyncio.AbstractEventLoop:
+    hub = find_hub() if is_local(configured_layer()) else None
+    return _background.loop() if hub is None else hub.loop
 
 
 class _BackgroundLoop:

@@ -12,7 +12,8 @@ from .conf import get_settings
 from .consumers import RealtimeConsumer
 from .hub import get_hub
 from .layers import configured_layer
-from .servers import uvicorn
+from .servers import greet, uvicorn
+from .sessions import note_request
 
 logger = logging.getLogger("realtime.routing")
 
@@ -40,6 +41,7 @@ def with_realtime(application: Any, *, paths: Iterable[str] = ("/ws/",)) -> Any:
         elif scope["type"] == "lifespan":
             await lifespan(scope, receive, send)
         else:
+            note_request(scope)
             await application(scope, receive, send)
 
     return realtime_application
@@ -52,6 +54,7 @@ def _local_path(scope: Any) -> str:
 
 async def refuse(scope: Any, receive: Any, send: Any) -> None:
     """Refuse a WebSocket with 403."""
+    greet(scope, receive)
     await receive()
     logger.info("event=refused reason=path path=%.200r", scope["path"])
     await send({"type": "websocket.close"})

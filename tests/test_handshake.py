@@ -5,19 +5,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from django.contrib.auth.models import User
+from channels.auth import AuthMiddlewareStack
+from django.contrib.auth.models import AnonymousUser, User
 from django.contrib.sessions.backends.db import SessionStore
 from django.db import DatabaseError
 from django.test import AsyncClient
 
 from realtime import Topic, handshake
 from realtime.consumers import RealtimeConsumer
-from realtime.handshake import origin_allowed, read_user
+from realtime.events import session_digest
+from realtime.handshake import Identity, identify, origin_allowed, peer_of, token_of
+from realtime.hub import Peer, get_hub
 
-from .memory import clean_process, connected  # noqa: F401
+from .memory import TIMEOUT, Client, clean_process, connected  # noqa: F401
 
 SITE = {
     "ALLOWED_HOSTS": ["example.org", "localhost"],
@@ -123,8 +127,9 @@ async def cookie_of(user: User) -> tuple[str, str]:
 @pytest.mark.django_db(transaction=True)
 async def test_user_is_read_from_the_sessions_cookie() -> None:
     user = await User.objects.acreate(username="somebody")
-    scope = scope_of(await cookie_of(user))
-    assert await read_user(scope)
+    name, cookie = await cookie_of(user)
+    scope = scope_of((name, cookie))
+    assert await identify(scope) == Identity(session=session_digest(cookie.partition("=")[2]))
     assert scope["user"] == user
 
 
@@ -132,7 +137,7 @@ async def test_user_is_read_from_the_sessions_cookie() -> None:
 @pytest.mark.parametrize("cookies", [[], [("cookie", "sessionid=unknown")], [("cookie", "sessionid=")]])
 async def test_user_without_a_session_is_anonymous(cookies: list[tuple[str, str]]) -> None:
     scope = scope_of(*cookies)
-    assert await read_user(scope)
+    assert (await identify(scope)).known
     assert scope["user"].is_anonymous
 
 
@@ -143,14 +148,14 @@ async def test_session_of_an_old_password_is_anonymous_and_kept() -> None:
     user.set_password("another")
     await user.asave()
     scope = scope_of((name, value))
-    assert await read_user(scope)
+    assert (await identify(scope)).known
     assert scope["user"].is_anonymous
     assert await SessionStore(value.partition("=")[2]).aexists(value.partition("=")[2])
 
 
 async def test_user_of_a_middleware_is_kept() -> None:
     scope = scope_of(("cookie", "sessionid=whatever"), user="somebody")
-    assert await read_user(scope)
+    assert (await identify(scope)).known
     assert scope["user"] == "somebody"
 
 
@@ -166,8 +171,8 @@ def no_database(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("no_database")
 async def test_user_that_cannot_be_read_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     scope = scope_of(("cookie", "sessionid=whatever"))
-    assert not await read_user(dict(scope))
-    assert not await read_user(scope)
+    assert not (await identify(dict(scope))).known
+    assert not (await identify(scope)).known
     assert scope["user"] is None
     assert caplog.text.count("event=user_unreadable") == 1
 
@@ -177,10 +182,10 @@ async def test_user_that_can_be_read_again_is_logged(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    assert not await read_user(scope_of(("cookie", "sessionid=whatever")))
+    assert not (await identify(scope_of(("cookie", "sessionid=whatever")))).known
     monkeypatch.setattr(handshake, "_load_user", lambda session_key: "somebody")
     scope = scope_of(("cookie", "sessionid=whatever"))
-    assert await read_user(scope)
+    assert (await identify(scope)).known
     assert scope["user"] == "somebody"
     assert "event=user_readable" in caplog.text
 
@@ -199,12 +204,190 @@ async def test_user_that_takes_too_long_to_read_is_unknown(monkeypatch: pytest.M
     monkeypatch.setattr(handshake, "_load_user", lambda session_key: release.wait())
     monkeypatch.setattr(handshake, "_unreadable", False)
     monkeypatch.setattr(handshake, "USER_TIMEOUT", 0.05)
-    assert not await read_user(scope_of(("cookie", "sessionid=whatever")))
+    assert not (await identify(scope_of(("cookie", "sessionid=whatever")))).known
     release.set()
 
 
 async def test_more_users_than_threads_are_read_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(handshake, "_load_user", lambda session_key: session_key)
     scopes = [scope_of(("cookie", f"sessionid={number}")) for number in range(100)]
-    assert all(await asyncio.gather(*map(read_user, scopes)))
+    assert all(identity.known for identity in await asyncio.gather(*map(identify, scopes)))
     assert [scope["user"] for scope in scopes] == [str(number) for number in range(100)]
+
+
+# Behind Channels' own authentication
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_user_and_session_of_channels_middleware_are_taken() -> None:
+    user = await User.objects.acreate(username="somebody")
+    _, cookie = await cookie_of(user)
+    async with connected(
+        AuthMiddlewareStack(RealtimeConsumer.as_asgi()), headers=[(b"cookie", cookie.encode())]
+    ) as client:
+        await client.assert_nothing_waits()
+        [connection] = get_hub().connections.values()
+        assert connection.peer.username == "somebody"
+        assert connection.peer.session == session_digest(cookie.partition("=")[2])
+
+
+@pytest.fixture
+def no_database_for_channels(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(scope: Any) -> None:
+        raise DatabaseError("no such table: django_session")
+
+    monkeypatch.setattr("channels.auth.get_user", fail)
+    monkeypatch.setattr(handshake, "_unreadable", False)
+
+
+@pytest.mark.usefixtures("no_database_for_channels")
+async def test_user_that_channels_middleware_cannot_read_is_unknown(caplog: pytest.LogCaptureFixture) -> None:
+    Topic("members")
+    for _ in range(2):
+        async with connected(AuthMiddlewareStack(RealtimeConsumer.as_asgi())) as client:
+            assert (await client.subscribe("members"))["error"]["code"] == "INTERNAL_ERROR"
+            assert (await client.subscribe("heartbeat"))["status"] == "OK"
+    assert caplog.text.count("event=user_unreadable") == 1
+
+
+@pytest.mark.usefixtures("no_database_for_channels")
+async def test_another_consumer_that_looks_at_the_unreadable_user_fails_as_ever() -> None:
+    async def consumer(scope: Any, receive: Any, send: Any) -> None:
+        with pytest.raises(ValueError, match="before it is ready"):
+            _ = scope["user"].is_authenticated
+
+    await AuthMiddlewareStack(consumer)(scope_of(), None, None)
+
+
+@pytest.mark.usefixtures("no_database_for_channels")
+async def test_channels_middleware_still_fails_for_http() -> None:
+    with pytest.raises(DatabaseError):
+        await AuthMiddlewareStack(RealtimeConsumer.as_asgi())({**scope_of(), "type": "http"}, None, None)
+
+
+def test_mending_channels_middleware_twice_changes_nothing() -> None:
+    from channels.auth import AuthMiddleware
+
+    mended = AuthMiddleware.resolve_scope
+    handshake.install()
+    assert AuthMiddleware.resolve_scope is mended
+
+
+def test_channels_middleware_is_still_what_the_repair_expects() -> None:
+    from channels.auth import AuthMiddleware
+
+    assert hasattr(AuthMiddleware.resolve_scope, "__wrapped__")
+
+
+# Tokens
+
+BEARER = ("authorization", "Bearer abc.def")
+
+
+@pytest.mark.parametrize(
+    ("headers", "more", "token"),
+    [
+        ([], {}, None),
+        ([], {"query_string": b"token=abc.def"}, "abc.def"),
+        ([], {"query_string": b"a=b&token=a%2Bb&token=c"}, "a+b"),
+        ([], {"query_string": b"token="}, None),
+        ([], {"query_string": b"tokens=abc"}, None),
+        ([], {"query_string": b"\xff=%ff&token=%00"}, "\0"),
+        ([], {"subprotocols": ["demows.v1", "token.abc.def"]}, "abc.def"),
+        ([], {"subprotocols": ["demows.v1", "token."]}, None),
+        ([], {"subprotocols": ["demows.v1", "mqtt"]}, None),
+        ([BEARER], {}, "abc.def"),
+        ([("authorization", "bearer  abc ")], {}, "abc"),
+        ([("authorization", "Basic abc")], {}, None),
+        ([("authorization", "Bearer ")], {}, None),
+        ([BEARER], {"query_string": b"token=other", "subprotocols": ["token.another"]}, "abc.def"),
+        ([], {"query_string": b"token=other", "subprotocols": ["token.another"]}, "another"),
+    ],
+)
+def test_token_is_found(headers: list[tuple[str, str]], more: dict[str, Any], token: str | None) -> None:
+    assert token_of(scope_of(*headers, **more)) == token
+
+
+def ada(token: str) -> Any:
+    return SimpleNamespace(pk=7, is_authenticated=True, get_username=lambda: "ada") if token == "abc.def" else None
+
+
+async def ada_later(token: str) -> Any:
+    return ada(token)
+
+
+@pytest.mark.parametrize("authenticate", [ada, ada_later, f"{__name__}.ada", lambda token: ada_later(token)])
+async def test_token_says_who_connects(settings: Any, authenticate: Any) -> None:
+    settings.REALTIME = {"AUTHENTICATE": authenticate, "CONNECTION_REGISTRY": False}
+    Topic("members")
+    async with connected(headers=[(b"authorization", b"Bearer abc.def")]) as client:
+        assert (await client.subscribe("members"))["status"] == "OK"
+        [connection] = get_hub().connections.values()
+        assert connection.peer[:3] == ("7", "ada", None)
+
+
+async def test_token_comes_before_the_user_of_a_middleware(settings: Any) -> None:
+    settings.REALTIME = {"AUTHENTICATE": ada}
+    scope = scope_of(BEARER, user=AnonymousUser())
+    assert await identify(scope) == Identity()
+    assert scope["user"].pk == 7
+
+
+async def test_without_a_token_the_session_says_who_connects(settings: Any) -> None:
+    settings.REALTIME = {"AUTHENTICATE": ada}
+    scope = scope_of(user="somebody")
+    assert await identify(scope) == Identity()
+    assert scope["user"] == "somebody"
+
+
+async def test_token_is_nothing_where_nobody_asks_for_one() -> None:
+    scope = scope_of(BEARER)
+    assert await identify(scope) == Identity()
+    assert scope["user"].is_anonymous
+
+
+async def test_bad_token_is_told_by_a_close_code(settings: Any) -> None:
+    settings.REALTIME = {"AUTHENTICATE": ada, "CONNECTION_REGISTRY": False}
+    client = Client(RealtimeConsumer.as_asgi(), "/ws/?token=expired", subprotocols=["demows.v1"])
+    assert await client.connect(TIMEOUT) == (True, "demows.v1")
+    assert await client.closed() == (1008, "token refused")
+    await client.disconnect()
+
+
+@pytest.mark.parametrize("effect", [RuntimeError("no key abc.def"), None])
+async def test_token_that_cannot_be_judged_leaves_the_user_unknown_and_unlogged(
+    settings: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, effect: Exception | None
+) -> None:
+    async def fail(token: str) -> None:
+        if effect is not None:
+            raise effect
+        await asyncio.Event().wait()
+
+    settings.REALTIME = {"AUTHENTICATE": fail}
+    monkeypatch.setattr(handshake, "USER_TIMEOUT", 0.05)
+    monkeypatch.setattr(handshake, "_unreadable", False)
+    scope = scope_of(BEARER)
+    assert not (await identify(scope)).known
+    assert scope["user"] is None
+    assert "event=user_unreadable" in caplog.text
+    assert "abc.def" not in caplog.text
+
+
+# What the hub is told
+
+
+def test_peer_of_nobody_in_particular() -> None:
+    scope = scope_of(user=None, client=None)
+    assert peer_of(scope, Identity()) == Peer(path="/ws/")
+
+
+def test_peer_says_who_and_whence() -> None:
+    user = ada("abc.def")
+    scope = scope_of(("user-agent", "Browser/1"), user=user, client=["192.0.2.1", 4242])
+    assert peer_of(scope, Identity(session="digest")) == Peer("7", "ada", "digest", "192.0.2.1", "/ws/", "Browser/1")
+
+
+def test_peer_is_cut_to_size() -> None:
+    scope = scope_of(("user-agent", "x" * 5000), user=object(), path="/" * 5000)
+    peer = peer_of(scope, Identity())
+    assert (len(peer.user_agent), len(peer.path), peer.user_id) == (255, 255, "")

@@ -8,6 +8,7 @@ at the handshake alone.
 
 from __future__ import annotations
 
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from channels.sessions import InstanceSessionWrapper
@@ -17,7 +18,32 @@ from .asgi import AsgiWire, Send
 from .base import Wire, binary_frame, text_frame
 from .daphne import stop_hooks
 
-__all__ = ["AsgiWire", "Wire", "binary_frame", "stop_hooks", "text_frame", "wire_for"]
+__all__ = ["AsgiWire", "Wire", "binary_frame", "greet", "software", "stop_hooks", "text_frame", "wire_for"]
+
+
+_software = ""
+
+
+def software() -> str:
+    """Return the server's name and version, such as ``uvicorn 0.54.0``, or nothing while that is not known."""
+    return _software
+
+
+def greet(scope: Any, receive: Any) -> None:
+    """
+    Take note of the server at a connection's beginning, and keep the query string out of its log.
+
+    There may be a token in it.
+    """
+    global _software
+    uvicorn.hide_query(receive)
+    if not _software:
+        kind = type(getattr(receive, "__self__", receive))
+        package = "daphne" if daphne.protocol_of(scope) is not None else kind.__module__.partition(".")[0]
+        try:
+            _software = f"{package} {version(package)}"
+        except PackageNotFoundError:
+            pass
 
 
 def wire_for(scope: Any, receive: Any, send: Send) -> Wire:

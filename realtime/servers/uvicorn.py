@@ -46,6 +46,13 @@ def is_own_send(send: Any, protocol: Any) -> bool:
     return inspect.ismethod(send) and send.__self__ is protocol
 
 
+def hide_query(receive: Any) -> None:
+    """Keep a connection's query string, in which a token may be, out of uvicorn's log; the application still has it."""
+    protocol: Any = getattr(receive, "__self__", None)
+    if type(protocol).__module__.startswith("uvicorn.protocols.websockets."):
+        protocol.scope = {**protocol.scope, "query_string": b""}
+
+
 class UvicornWire:
     """Write to the transport of uvicorn's ``WebSocketsSansIOProtocol``."""
 
