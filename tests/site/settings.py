@@ -7,6 +7,7 @@ INSTALLED_APPS = [*INSTALLED_APPS, "tests.site"]
 ROOT_URLCONF = "tests.site.urls"
 ASGI_APPLICATION = "tests.site.asgi.application"
 REALTIME = {
+    "AUTHENTICATE": "tests.site.tokens.authenticate",
     "HEARTBEAT_INTERVAL": env.float("REALTIME_HEARTBEAT_INTERVAL", default=5.0),
     "HANDLER_TIMEOUT": env.float("REALTIME_HANDLER_TIMEOUT", default=1.0),
     "DRAIN_TIMEOUT": env.float("REALTIME_DRAIN_TIMEOUT", default=3.0),

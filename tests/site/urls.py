@@ -1,10 +1,12 @@
 """Pages with which tests act inside a server process, and look into it."""
 
+from django.contrib import admin
 from django.urls import path
 
 from . import probes, views
 
 urlpatterns = [
+    path("admin/", admin.site.urls),
     path("publish/", views.publish_many),
     path("apublish/", views.apublish_many),
     path("close/", views.close),
