@@ -14,7 +14,7 @@ from channels.generic.websocket import AsyncJsonWebsocketConsumer
 from .exceptions import RequestError
 from .handshake import Identity, identify, origin_allowed, peer_of
 from .hub import Connection, get_hub
-from .link import JOIN_TIMEOUT
+from .link import JOIN_TIMEOUT, Group
 from .protocol import (
     SUBPROTOCOL,
     TOPIC_HEARTBEAT,
@@ -37,10 +37,11 @@ from .protocol import (
     UnsubscribeResponseData,
     encode,
     encode_heartbeat,
+    encode_publication,
     parse,
 )
 from .servers import binary_frame, greet, text_frame, wire_for
-from .topics import Topic, find_topic
+from .topics import Topic, find_topic, match_topic
 
 logger = logging.getLogger("realtime.consumers")
 
@@ -254,7 +255,7 @@ class RealtimeConsumer(AsyncJsonWebsocketConsumer):
         name = request.topic
         connection = self.connection
         assert connection is not None
-        topic = find_topic(name)
+        topic, parameters = match_topic(name) or (None, {})
         if topic is None:
             self._answer_error(request, ErrorCode.TOPIC_NOT_FOUND, "no such topic")
         elif name in connection.topics:
@@ -264,19 +265,37 @@ class RealtimeConsumer(AsyncJsonWebsocketConsumer):
             self._answer_error(request, ErrorCode.TOO_MANY_SUBSCRIPTIONS, f"a connection may hold {limit} topics")
         elif not (topic.public or self._identity.known):
             self._answer_error(request, ErrorCode.INTERNAL_ERROR, "the server could not read who you are")
-        elif not await self._allowed(topic):
+        elif not await self._allowed(topic, parameters):
             self._answer_error(request, ErrorCode.FORBIDDEN, "not allowed to subscribe to this topic")
         else:
             group = await self.hub.link.join(name)
+            first = await self._first(topic, parameters, group)
             # No await from here on: nothing may be delivered before the answer, and nothing missed after it.
             self._answer(SubscribeResponse(req_id=request.req_id, data=SubscribeResponseData(topic=name)))
             self.hub.add(connection, group)
-            if name == TOPIC_HEARTBEAT:
-                self._write(text_frame(encode_heartbeat(time.time(), connection.uptime)))
+            for frame in first:
+                self._write(frame)
 
-    async def _allowed(self, topic: Topic) -> bool:
+    async def _allowed(self, topic: Topic, parameters: dict[str, Any]) -> bool:
         async with asyncio.timeout(self.hub.settings.HANDLER_TIMEOUT):
-            return await topic.allows(self.scope.get("user"))
+            return await topic.allows(self.scope.get("user"), **parameters)
+
+    async def _first(self, topic: Topic, parameters: dict[str, Any], group: Group) -> list[bytes]:
+        """Return what a new subscriber is sent first: a beat, or a snapshot and what was published meanwhile."""
+        assert self.connection is not None
+        if group.topic == TOPIC_HEARTBEAT:
+            return [text_frame(encode_heartbeat(time.time(), self.connection.uptime))]
+        if topic.on_subscribe is None:
+            return []
+        try:
+            with self.hub.hold(self.connection, group) as held:
+                snapshot = await topic.snapshot(self.scope.get("user"), **parameters)
+        except BaseException:
+            self.hub.link.release(group)
+            raise
+        if snapshot is None:
+            return held
+        return [text_frame(encode_publication(group.topic, snapshot, time.time())), *held]
 
     def unsubscribe(self, request: UnsubscribeRequest) -> None:
         """Unsubscribe from a topic: nothing of it is delivered after the answer."""

@@ -16,7 +16,8 @@ import socket
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
@@ -34,7 +35,7 @@ from .events import (
     next_slot,
 )
 from .layers import configured_layer
-from .link import Group, Link
+from .link import Group, Held, Link
 from .protocol import TOPIC_HEARTBEAT, CloseCode, encode_heartbeat, encode_publication
 from .servers import Wire, text_frame
 
@@ -48,6 +49,8 @@ SAME_SLOT = 60.0
 
 REPORTED_TOPICS = 1000
 """The most topics that a report names."""
+HELD_LIMIT = 1 << 20
+"""The most bytes that are kept back for a connection that fetches a snapshot."""
 RECENT_CLOSES = 100
 """How many closes by user or session are remembered for handshakes that are under way."""
 FLUSH_TIME = 1.0
@@ -155,6 +158,8 @@ class Hub:
         self.draining = False
         self.connections: dict[str, Connection] = {}
         self.loop = asyncio.get_running_loop()
+        self.last_beat = 0.0
+        """When the newest beat arrived here (``time.monotonic``), 0 before one has."""
         self.observers: list[Observer] = []
         self._recent_closes: deque[tuple[float, CloseEvent]] = deque(maxlen=RECENT_CLOSES)
         """Closes by user or session with when they came, for handshakes that are under way meanwhile."""
@@ -226,12 +231,23 @@ class Hub:
     def add(self, connection: Connection, group: Group) -> None:
         """Deliver the group's events to ``connection`` from now on."""
         group.joining -= 1
+        if not group.subscribers:
+            group.since = time.monotonic()
         group.subscribers[connection] = None
         connection.topics[group.topic] = group
         if self.link.local and group.topic == TOPIC_HEARTBEAT and self._beat_timer is None:
             self._schedule_beat()
         for observer in self.observers:
             observer.subscribed(connection, group.topic)
+
+    @contextmanager
+    def hold(self, connection: Connection, group: Group) -> Iterator[list[bytes]]:
+        """Keep back the group's publications for ``connection``, for the length of a ``with`` block."""
+        held = group.held[connection] = Held()
+        try:
+            yield held.frames
+        finally:
+            del group.held[connection]
 
     def remove(self, connection: Connection, topic: str) -> bool:
         """Deliver nothing of ``topic`` to ``connection`` any more. Return whether it was subscribed."""
@@ -270,17 +286,24 @@ class Hub:
 
     def _publish(self, event: PublicationEvent) -> None:
         group = self.link.groups.get(event.topic)
-        if group is None or not group.subscribers:
+        if group is None or not (group.subscribers or group.held):
             return
         group.last = event.sent_at
         frame = text_frame(encode_publication(event.topic, event.payload, event.sent_at))
         for connection in tuple(group.subscribers):
             connection.write(frame)
+        for connection, held in group.held.items():
+            held.frames.append(frame)
+            held.size += len(frame)
+            if held.size > HELD_LIMIT:
+                held.frames.clear()
+                connection.close(CloseCode.SLOW_CONSUMER, "slow consumer")
 
     def _beat(self, event: BeatEvent) -> None:
         if 0 <= self._newest_slot - event.slot < SAME_SLOT:
             return
         self._newest_slot = event.slot
+        self.last_beat = time.monotonic()
         frames: dict[int, bytes] = {}
         if (group := self.link.groups.get(TOPIC_HEARTBEAT)) is not None:
             group.last = event.sent_at

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 import uuid
 from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
 from .events import ALL_GROUP, CHANNEL_PREFIX, Event, PingEvent, from_message, group_name
+from .exceptions import LayerUnavailable
 from .layers import bounded, is_local, reconnect, renewal_interval
 
 logger = logging.getLogger("realtime.link")
@@ -44,18 +46,44 @@ async def open_channel(layer: Any) -> str:
     return channel
 
 
+class Held:
+    """Keep frames back for one connection; ``size`` is how many bytes they are."""
+
+    __slots__ = ("frames", "size")
+
+    def __init__(self) -> None:
+        self.frames: list[bytes] = []
+        self.size = 0
+
+
 class Group:
     """Be a topic's subscribers in this process, and the membership of its group on the layer."""
 
-    __slots__ = ("entered", "joined", "joining", "last", "leaving", "lock", "name", "subscribers", "topic")
+    __slots__ = (
+        "entered",
+        "held",
+        "joined",
+        "joining",
+        "last",
+        "leaving",
+        "lock",
+        "name",
+        "since",
+        "subscribers",
+        "topic",
+    )
 
     def __init__(self, topic: str, name: str) -> None:
         self.topic = topic
         self.name = name
         self.subscribers: dict[Any, None] = {}
         """The hub's connections, in the order in which they subscribed."""
+        self.held: dict[Any, Held] = {}
+        """What is kept back for connections that fetch a snapshot before they subscribe."""
         self.last = 0.0
         """When the newest event that arrived here was published (seconds since the epoch)."""
+        self.since = 0.0
+        """When the first of those who subscribe now did so (``time.monotonic``)."""
         self.joining = 0
         self.entered = False
         """Whether the layer was asked to join the group, and not yet to leave it."""
@@ -93,6 +121,7 @@ class Link:
         self._probe_now = asyncio.Event()
         self._started = asyncio.Event()
         self._receiver: asyncio.Task[None] | None = None
+        self._maintainer: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._said: set[str] = set()
 
@@ -100,7 +129,12 @@ class Link:
 
     def start(self) -> None:
         """Begin to receive. The layer need not be there yet."""
-        self.spawn(self._maintain_for_ever())
+        self._maintainer = self.spawn(self._maintain_for_ever())
+
+    @property
+    def running(self) -> bool:
+        """Whether the link looks after itself: it was started, and neither was stopped nor failed."""
+        return self._maintainer is not None and not self._maintainer.done()
 
     async def stop(self) -> None:
         """Leave the layer."""
@@ -217,6 +251,27 @@ class Link:
             self._unheard = 0
         finally:
             del self._pings[nonce]
+
+    async def round_trip(self) -> float:
+        """
+        Return how many seconds an event takes from here to the hub's own channel.
+
+        Raises whatever the layer raises, ``LayerUnavailable`` while it is known to be down, and ``TimeoutError``
+        when nothing has come back after ``PROBE_TIMEOUT``.
+        """
+        await self._started.wait()
+        if not self.up or self.channel is None:
+            raise LayerUnavailable("the channel layer is down")
+        nonce = uuid.uuid4().hex
+        arrived = self._pings[nonce] = self.loop.create_future()
+        began = time.monotonic()  # uvloop's time() knows no more than milliseconds
+        try:
+            await self.layer.send(self.channel, PingEvent(nonce=nonce).to_message())
+            async with asyncio.timeout(PROBE_TIMEOUT):  # also where the layer has swallowed a cancellation
+                await arrived
+        finally:
+            del self._pings[nonce]
+        return time.monotonic() - began
 
     # Up and down
 

@@ -13,16 +13,20 @@ from typing import Any
 from asgiref.sync import iscoroutinefunction, sync_to_async
 from django.core.exceptions import ImproperlyConfigured
 from django.db import transaction
-from pydantic import BaseModel, TypeAdapter
+from pydantic import TypeAdapter
 from pydantic_core import to_json
 
 from . import publishing
 from .exceptions import UnknownTopic
+from .patterns import Pattern
 from .protocol import TOPIC_HEARTBEAT
 from .threads import get_threads
 
 MAX_NAME = 255
 """The most characters a topic's name may have."""
+
+RESERVED = frozenset({"data", "on_commit", "self", "user"})
+"""What a parameter may not be called, as arguments beside it are."""
 
 Authorize = Callable[..., Any]
 
@@ -31,13 +35,19 @@ class Topic:
     """
     Declare a topic; constructing registers it.
 
-    ``name`` is any text of 1 to 255 characters without ``{`` and ``}``, which are kept for patterns.
-    ``model`` is the pydantic model of what is published, where there is one. Who may subscribe:
+    ``name`` is any text of 1 to 255 characters. Between dots it may have parameters: ``orders.{order_id:int}`` stands
+    for ``orders.1``, ``orders.2`` and so on. Types are ``str`` (the default), ``slug``, ``int`` and ``uuid``. A name
+    that several match belongs to the one without parameters, else to one that begins with a literal, else to the one
+    declared first. ``model`` is the pydantic model of what is
+    published, where there is one. Who may subscribe:
 
     - with ``public``, everybody;
-    - with ``authorize``, whoever ``authorize(user)`` returns true for; it may be async, or instead
+    - with ``authorize``, whoever ``authorize(user, **parameters)`` returns true for; it may be async, or instead
       be the name of a Django permission. ``user`` is None or anonymous where nobody signed in;
     - else every signed-in user.
+
+    ``on_subscribe(user, **parameters)``, sync or async, returns what a new subscriber is sent first, as a publication,
+    or None. What is published meanwhile follows it, and may be in it already.
 
     ``report_gaps`` tells subscribers when something was lost on the way.
 
@@ -48,38 +58,42 @@ class Topic:
     def __init__(
         self,
         name: str,
-        model: type[BaseModel] | None = None,
+        model: Any = None,
         *,
         authorize: Authorize | str | None = None,
         public: bool = False,
+        on_subscribe: Callable[..., Any] | None = None,
         report_gaps: bool = False,
     ) -> None:
-        if not 0 < len(name) <= MAX_NAME or "{" in name or "}" in name:
-            raise ImproperlyConfigured(
-                f"topic name {name!r}: expected 1 to {MAX_NAME} characters, without '{{' and '}}'"
-            )
+        if not 0 < len(name) <= MAX_NAME:
+            raise ImproperlyConfigured(f"topic name {name!r}: expected 1 to {MAX_NAME} characters")
         try:
             name.encode()
         except UnicodeEncodeError:
             raise ImproperlyConfigured(f"topic name {name!r} is no text that JSON can hold") from None
-        if name in _topics:
-            raise ImproperlyConfigured(f"topic {name!r} is declared twice")
+        try:
+            self.pattern = Pattern(name)
+        except ValueError as error:
+            raise ImproperlyConfigured(f"topic name {name!r}: {error}") from None
+        for parameter in RESERVED.intersection(self.pattern.parameters):
+            raise ImproperlyConfigured(f"topic name {name!r}: call the parameter {parameter!r} something else")
         if public and authorize is not None:
             raise ImproperlyConfigured(f"topic {name!r} is public, so its authorize would never be asked: drop one")
         self.name = name
         self.model = model
         self.authorize = authorize
         self.public = public
+        self.on_subscribe = on_subscribe
         self.report_gaps = report_gaps
         self._data: TypeAdapter[Any] | None = None if model is None else TypeAdapter(model)
-        _topics[name] = self
+        _register(self)
 
     def __repr__(self) -> str:
         return f"<Topic {self.name!r}>"
 
-    async def allows(self, user: Any) -> bool:
+    async def allows(self, user: Any, **parameters: Any) -> bool:
         """
-        Return whether ``user`` (None, anonymous or signed in) may subscribe.
+        Return whether ``user`` (None, anonymous or signed in) may subscribe to the topic with these parameters.
 
         Raises whatever the site's ``authorize`` raises, and ``ThreadsBusy`` when it is synchronous
         and no thread is free.
@@ -91,39 +105,54 @@ class Topic:
             return bool(signed_in)
         if isinstance(self.authorize, str):
             return bool(signed_in and await get_threads().run(user.has_perm, self.authorize))
-        if iscoroutinefunction(self.authorize):
-            return bool(await self.authorize(user))
-        allowed = await get_threads().run(self.authorize, user)
-        return bool(await allowed if inspect.isawaitable(allowed) else allowed)
+        return bool(await _call(self.authorize, user, parameters))
 
-    def publish(self, data: Any, *, on_commit: bool = False) -> None:
+    async def snapshot(self, user: Any, **parameters: Any) -> str | None:
+        """
+        Return what a new subscriber is sent first, as JSON, or None.
+
+        Raises whatever the site's ``on_subscribe`` raises, and what ``publish`` raises for data that does not fit.
+        """
+        data = None if self.on_subscribe is None else await _call(self.on_subscribe, user, parameters)
+        return None if data is None else self._payload(data)
+
+    def publish(self, data: Any, *, on_commit: bool = False, **parameters: Any) -> None:
         """
         Send ``data`` to every subscriber, on every server; ``on_commit`` waits for the transaction's commit.
 
-        Raises ``pydantic.ValidationError`` when ``data`` does not fit the topic's model,
-        ``pydantic_core.PydanticSerializationError`` when it is not JSON, ``LayerUnavailable`` when the
+        The parameters are those of the topic's name: ``orders.publish(data, order_id=42)``.
+
+        Raises ``ValueError`` when they do not fit, ``pydantic.ValidationError`` when ``data`` does not fit the
+        topic's model, ``pydantic_core.PydanticSerializationError`` when it is not JSON, ``LayerUnavailable`` when the
         channel layer does not take it within 2 s (with ``on_commit`` that is logged instead, as the
         transaction is over by then), and ``SynchronousOnlyOperation`` on a running event loop.
         """
         publishing.refuse_running_loop("publish")
-        payload = self._payload(data)
+        name, payload = self.format(**parameters), self._payload(data)
         if on_commit:
-            transaction.on_commit(self._sender(payload), robust=True)
+            transaction.on_commit(self._sender(name, payload), robust=True)
         else:
-            publishing.publish_payload(self.name, payload)
+            publishing.publish_payload(name, payload)
 
-    async def apublish(self, data: Any, *, on_commit: bool = False) -> None:
+    async def apublish(self, data: Any, *, on_commit: bool = False, **parameters: Any) -> None:
         """Do what ``publish`` does, on a running event loop."""
-        payload = self._payload(data)
+        name, payload = self.format(**parameters), self._payload(data)
         if on_commit:
             # The transaction, if there is one, belongs to the thread that Django's synchronous code runs on.
-            await sync_to_async(transaction.on_commit)(self._sender(payload), robust=True)
+            await sync_to_async(transaction.on_commit)(self._sender(name, payload), robust=True)
         else:
-            await publishing.apublish_payload(self.name, payload)
+            await publishing.apublish_payload(name, payload)
 
-    def _sender(self, payload: str) -> Callable[[], None]:
+    def format(self, **parameters: Any) -> str:
+        """Return the topic's name with these parameters. Raises ``ValueError`` when they do not fit."""
+        name = self.pattern.format(parameters)
+        if len(name) > MAX_NAME:
+            raise ValueError(f"topic name {name[:20]!r}... has {len(name)} characters, at most {MAX_NAME} are allowed")
+        return name
+
+    def _sender(self, name: str, payload: str) -> Callable[[], None]:
         def publish_on_commit() -> None:  # by this name Django logs what fails
-            publishing.publish_payload(self.name, payload)
+            publishing.publish_payload(name, payload)
 
         return publish_on_commit
 
@@ -135,24 +164,66 @@ class Topic:
         return self._data.dump_json(self._data.validate_python(data)).decode()
 
 
+async def _call(function: Callable[..., Any], user: Any, parameters: dict[str, Any]) -> Any:
+    """Return what a function of the site's returns, synchronous or asynchronous."""
+    if iscoroutinefunction(function):
+        return await function(user, **parameters)
+    result = await get_threads().run(function, user, **parameters)
+    return await result if inspect.isawaitable(result) else result
+
+
 _topics: dict[str, Topic] = {}
+"""The topics without parameters, by their names."""
+_patterns: dict[tuple[int, str | None], list[Topic]] = {}
+"""The topics with parameters, by what candidates for a name are found by."""
+
+
+def _register(topic: Topic) -> None:
+    if not topic.pattern.parameters:
+        if topic.name in _topics:
+            raise ImproperlyConfigured(f"topic {topic.name!r} is declared twice")
+        _topics[topic.name] = topic
+        return
+    candidates = _patterns.setdefault(topic.pattern.key, [])
+    for other in candidates:
+        if other.pattern.shape == topic.pattern.shape:
+            raise ImproperlyConfigured(f"topic {topic.name!r} is declared twice, the first time as {other.name!r}")
+    candidates.append(topic)
 
 
 def find_topic(name: str) -> Topic | None:
-    """Return the topic called ``name``, or None."""
-    return _topics.get(name)
+    """Return the topic that ``name`` belongs to, or None."""
+    found = match_topic(name)
+    return None if found is None else found[0]
+
+
+def match_topic(name: str) -> tuple[Topic, dict[str, Any]] | None:
+    """Return the topic that ``name`` belongs to and the parameters in it, or None."""
+    topic = _topics.get(name)
+    if topic is not None:
+        return topic, {}
+    if not _patterns or len(name) > MAX_NAME:
+        return None
+    count = name.count(".") + 1
+    for key in ((count, name.partition(".")[0]), (count, None)):
+        for candidate in _patterns.get(key, ()):
+            parameters = candidate.pattern.match(name)
+            if parameters is not None:
+                return candidate, parameters
+    return None
 
 
 def all_topics() -> list[Topic]:
     """Return every declared topic."""
-    return list(_topics.values())
+    return [*_topics.values(), *(topic for topics in _patterns.values() for topic in topics)]
 
 
-def _known(name: str) -> Topic:
-    topic = find_topic(name)
-    if topic is None:
-        raise UnknownTopic(f"no topic {name!r} is declared; known are {', '.join(map(repr, _topics))}")
-    return topic
+def _known(name: str) -> tuple[Topic, dict[str, Any]]:
+    found = match_topic(name)
+    if found is None:
+        declared = ", ".join(repr(topic.name) for topic in all_topics())
+        raise UnknownTopic(f"no topic {name!r} is declared; known are {declared}")
+    return found
 
 
 def publish(topic: str, data: Any, *, on_commit: bool = False) -> None:
@@ -161,12 +232,14 @@ def publish(topic: str, data: Any, *, on_commit: bool = False) -> None:
 
     Raises ``UnknownTopic`` when there is none, and what ``Topic.publish`` raises.
     """
-    _known(topic).publish(data, on_commit=on_commit)
+    found, parameters = _known(topic)
+    found.publish(data, on_commit=on_commit, **parameters)
 
 
 async def apublish(topic: str, data: Any, *, on_commit: bool = False) -> None:
     """Do what ``publish`` does, on a running event loop."""
-    await _known(topic).apublish(data, on_commit=on_commit)
+    found, parameters = _known(topic)
+    await found.apublish(data, on_commit=on_commit, **parameters)
 
 
 heartbeat = Topic(TOPIC_HEARTBEAT, public=True)

@@ -19,7 +19,7 @@ from realtime.events import ALL_GROUP, group_name
 from realtime.hub import Connection, Hub, _hubs, get_hub
 from realtime.servers.base import payload_of
 from realtime.threads import get_threads
-from realtime.topics import _topics
+from realtime.topics import _patterns, _topics
 
 TIMEOUT = 20.0
 """Seconds that anything here may take before a test fails."""
@@ -28,7 +28,7 @@ TIMEOUT = 20.0
 @pytest.fixture(autouse=True)
 async def clean_process() -> AsyncIterator[None]:
     """Give each test a channel layer of its own, and end what it began. Import it to use it."""
-    declared = dict(_topics)
+    declared, patterns = dict(_topics), {key: list(topics) for key, topics in _patterns.items()}
     use_layer(Layer())
     get_threads.cache_clear()
     yield
@@ -41,6 +41,8 @@ async def clean_process() -> AsyncIterator[None]:
     channel_layers.backends.pop("default", None)
     _topics.clear()
     _topics.update(declared)
+    _patterns.clear()
+    _patterns.update(patterns)
 
 
 # Channel layers

@@ -862,3 +862,94 @@ async def test_close_code_passes_the_middleware() -> None:
         await client.assert_nothing_waits()
         await aclose_connections(CloseMessage(code=4001, reason="bye"))
         assert await client.closed() == (4001, "bye")
+
+
+# Snapshots
+
+
+async def test_snapshot_follows_the_response() -> None:
+    Topic("orders.{number:int}", public=True, on_subscribe=lambda user, number: {"number": number})
+    async with connected() as client:
+        assert (await client.subscribe("orders.7"))["status"] == "OK"
+        publication = await client.next()
+        assert (publication["type"], publication["topic"]) == ("publication", "orders.7")
+        assert publication["data"] == {"number": 7}
+
+
+async def test_snapshot_may_be_none() -> None:
+    Topic("orders", public=True, on_subscribe=lambda user: None)
+    async with connected() as client:
+        await client.subscribe("orders")
+        await client.assert_nothing_waits()
+
+
+async def test_what_is_published_while_a_snapshot_is_fetched_follows_it() -> None:
+    fetching, fetched = asyncio.Event(), asyncio.Event()
+
+    async def fetch(user: Any) -> str:
+        fetching.set()
+        await fetched.wait()
+        return "snapshot"
+
+    topic = Topic("orders", public=True, on_subscribe=fetch)
+    async with connected() as client:
+        await client.tell(type="subscribe_request", topic="orders")
+        await fetching.wait()
+        for number in range(3):
+            await topic.apublish(number)
+        await until(lambda: get_hub().link.groups["orders"].last)
+        await asyncio.sleep(0)
+        fetched.set()
+        assert (await client.next())["type"] == "subscribe_response"
+        assert [(await client.next())["data"] for _ in range(4)] == ["snapshot", 0, 1, 2]
+        await topic.apublish(3)
+        assert (await client.next())["data"] == 3
+
+
+@pytest.mark.parametrize("effect", [RuntimeError("no database"), None])
+async def test_snapshot_that_fails_or_hangs_is_an_internal_error(settings: Any, effect: Exception | None) -> None:
+    settings.REALTIME = {"HANDLER_TIMEOUT": 0.05, "CONNECTION_REGISTRY": False}
+
+    async def fail(user: Any) -> None:
+        if effect is not None:
+            raise effect
+        await asyncio.Event().wait()
+
+    Topic("orders", public=True, on_subscribe=fail)
+    async with connected() as client:
+        assert (await client.subscribe("orders"))["error"]["code"] == "INTERNAL_ERROR"
+        await until(lambda: "orders" not in get_hub().link.groups)
+        assert (await client.unsubscribe("orders"))["error"]["code"] == "NOT_SUBSCRIBED"
+
+
+async def test_snapshot_that_does_not_fit_the_model_is_an_internal_error() -> None:
+    Topic("orders", int, public=True, on_subscribe=lambda user: "many")
+    async with connected() as client:
+        assert (await client.subscribe("orders"))["error"]["code"] == "INTERNAL_ERROR"
+
+
+async def test_too_much_for_a_connection_that_fetches_a_snapshot_closes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("realtime.hub.HELD_LIMIT", 1000)
+    fetching = asyncio.Event()
+
+    async def fetch(user: Any) -> None:
+        fetching.set()
+        await asyncio.Event().wait()
+
+    topic = Topic("orders", public=True, on_subscribe=fetch)
+    async with connected() as client:
+        await client.tell(type="subscribe_request", topic="orders")
+        await fetching.wait()
+        for _ in range(3):
+            await topic.apublish("x" * 400)
+        assert await client.closed() == (3008, "slow consumer")
+
+
+async def test_topic_with_parameters_is_authorized_with_them() -> None:
+    Topic("orders.{number:int}", authorize=lambda user, number: number == 7)
+    async with connected() as client:
+        assert (await client.subscribe("orders.7"))["status"] == "OK"
+        assert (await client.subscribe("orders.8"))["error"]["code"] == "FORBIDDEN"
+        assert (await client.subscribe("orders.07"))["error"]["code"] == "TOPIC_NOT_FOUND"
+        assert (await client.unsubscribe("orders.07"))["error"]["code"] == "TOPIC_NOT_FOUND"
+        assert (await client.unsubscribe("orders.7"))["status"] == "OK"

@@ -18,7 +18,7 @@ from pydantic_core import PydanticSerializationError
 
 from realtime import Topic, apublish, publish
 from realtime.exceptions import LayerUnavailable, ThreadsBusy, UnknownTopic
-from realtime.topics import all_topics, find_topic
+from realtime.topics import all_topics, find_topic, match_topic
 
 from .memory import clean_process, started_hub, subscribed, the_layer, until  # noqa: F401
 
@@ -69,11 +69,25 @@ def test_topic_name_may_be_any_text(name: str) -> None:
     assert Topic(name).name == name
 
 
-@pytest.mark.parametrize("name", ["", "x" * 256, "orders.{id}", "{", "}"])
-def test_topic_name_that_cannot_be_is_refused(name: str) -> None:
-    with pytest.raises(ImproperlyConfigured, match="expected 1 to 255 characters, without '{' and '}'"):
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("", "expected 1 to 255 characters"),
+        ("x" * 256, "expected 1 to 255 characters"),
+        ("{", "a parameter is a whole segment"),
+        ("}", "a parameter is a whole segment"),
+        ("orders.x{id}", "a parameter is a whole segment"),
+        ("orders.{id:int", "a parameter is a whole segment"),
+        ("orders.{Id}", "a parameter is a whole segment"),
+        ("orders.{id:float}", "'float' is none of str, slug, int, uuid"),
+        ("orders.{id}.{id:int}", "there are two parameters 'id'"),
+        ("orders.{on_commit}", "call the parameter 'on_commit' something else"),
+        ("orders.{user:int}", "call the parameter 'user' something else"),
+    ],
+)
+def test_topic_name_that_cannot_be_is_refused(name: str, problem: str) -> None:
+    with pytest.raises(ImproperlyConfigured, match=problem):
         Topic(name)
-    assert find_topic(name) is None
 
 
 def test_topic_name_that_no_client_could_send_is_refused() -> None:
@@ -395,3 +409,94 @@ def test_publish_while_the_layer_is_down_raises() -> None:
     the_layer().failing = True
     with pytest.raises(LayerUnavailable, match="the layer is down"):
         Topic("news").publish(1)
+
+
+# Topics with parameters
+
+
+def test_name_is_found_with_its_parameters() -> None:
+    orders = Topic("orders.{order_id:int}")
+    assert match_topic("orders.42") == (orders, {"order_id": 42})
+    assert find_topic("orders.042") is None
+    assert find_topic("orders.{order_id:int}") is None
+
+
+def test_name_without_parameters_comes_first() -> None:
+    Topic("orders.{status}")
+    new = Topic("orders.new")
+    assert match_topic("orders.new") == (new, {})
+
+
+def test_pattern_that_begins_with_a_literal_comes_before_one_that_does_not() -> None:
+    Topic("{kind}.{number:int}")
+    orders = Topic("orders.{text}")
+    assert match_topic("orders.1") == (orders, {"text": "1"})
+
+
+def test_pattern_declared_first_comes_first() -> None:
+    numbers = Topic("orders.{number:int}")
+    texts = Topic("orders.{text}")
+    assert match_topic("orders.1") == (numbers, {"number": 1})
+    assert match_topic("orders.one") == (texts, {"text": "one"})
+
+
+def test_patterns_of_one_shape_are_refused() -> None:
+    Topic("orders.{order_id:int}")
+    with pytest.raises(ImproperlyConfigured, match="declared twice, the first time as 'orders.{order_id:int}'"):
+        Topic("orders.{number:int}")
+
+
+def test_name_that_is_too_long_is_not_found() -> None:
+    Topic("texts.{text}")
+    assert find_topic("texts." + "x" * 249) is not None
+    assert find_topic("texts." + "x" * 250) is None
+
+
+def test_all_topics_are_listed() -> None:
+    exact, pattern = Topic("news"), Topic("orders.{order_id:int}")
+    assert {exact, pattern} <= set(all_topics())
+
+
+async def test_authorize_gets_the_parameters() -> None:
+    topic = Topic("orders.{order_id:int}", authorize=lambda user, order_id: user.is_anonymous and order_id == 42)
+    assert await topic.allows(AnonymousUser(), order_id=42)
+    assert not await topic.allows(AnonymousUser(), order_id=43)
+
+
+def test_publish_with_parameters() -> None:
+    Topic("orders.{order_id:int}", Order).publish({"status": "paid"}, order_id=42)
+    assert (the_layer().sent[-1]["topic"], sent()) == ("orders.42", [{"status": "paid", "total": 0}])
+
+
+def test_publish_by_a_name_with_parameters() -> None:
+    Topic("orders.{order_id:int}", Order)
+    publish("orders.7", {"status": "paid"})
+    assert the_layer().sent[-1]["topic"] == "orders.7"
+
+
+async def test_apublish_with_parameters() -> None:
+    await Topic("orders.{order_id:int}").apublish(1, order_id=42)
+    await apublish("orders.7", 1)
+    assert [message["topic"] for message in the_layer().sent if message.get("topic")] == ["orders.42", "orders.7"]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "problem"),
+    [
+        ({}, "takes the parameters order_id, text, not none"),
+        ({"order_id": 1, "text": "a", "more": 2}, "takes the parameters order_id, text, not order_id, text, more"),
+        ({"order_id": "1", "text": "a"}, "order_id='1': expected a whole number"),
+        ({"order_id": True, "text": "a"}, "order_id=True: expected a whole number"),
+        ({"order_id": 1, "text": "a.b"}, "text='a.b': expected a text without dots"),
+        ({"order_id": 1, "text": ""}, "text='': expected a text without dots"),
+        ({"order_id": 1, "text": "x" * 250}, "has 259 characters, at most 255 are allowed"),
+    ],
+)
+def test_publish_with_parameters_that_do_not_fit_is_refused(parameters: Any, problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        Topic("orders.{order_id:int}.{text}").publish(1, **parameters)
+
+
+def test_publish_to_an_exact_topic_takes_no_parameters() -> None:
+    with pytest.raises(ValueError, match="'news' takes the parameters none, not order_id"):
+        Topic("news").publish(1, order_id=1)
