@@ -11,7 +11,8 @@ from typing import Any
 from channels.consumer import AsyncConsumer
 from channels.generic.websocket import AsyncJsonWebsocketConsumer
 
-from .exceptions import RequestError
+from .exceptions import RequestError, RequestRefused
+from .handlers import Caller, handlers
 from .handshake import Identity, identify, origin_allowed, peer_of
 from .hub import Connection, get_hub
 from .link import JOIN_TIMEOUT, Group
@@ -28,6 +29,8 @@ from .protocol import (
     ErrorMessageData,
     Message,
     Response,
+    SiteRequest,
+    SiteResponse,
     Status,
     SubscribeRequest,
     SubscribeResponse,
@@ -38,7 +41,9 @@ from .protocol import (
     encode,
     encode_heartbeat,
     encode_publication,
+    encode_site_response,
     parse,
+    response_type,
 )
 from .servers import binary_frame, greet, text_frame, wire_for
 from .topics import Topic, find_topic, match_topic
@@ -200,16 +205,19 @@ class RealtimeConsumer(AsyncJsonWebsocketConsumer):
             return
         await self.receive_json(request)
 
-    async def receive_json(self, request: AnyRequest, **_: Any) -> None:
+    async def receive_json(self, request: AnyRequest | SiteRequest, **_: Any) -> None:
         """Handle one request and answer it; one whose handler raises is answered ``INTERNAL_ERROR``."""
         try:
             if isinstance(request, EchoRequest):
                 self.echo(request)
             elif isinstance(request, UnsubscribeRequest):
                 self.unsubscribe(request)
-            else:
+            elif isinstance(request, SubscribeRequest):
                 async with asyncio.timeout(self.hub.settings.HANDLER_TIMEOUT + JOIN_TIMEOUT):
                     await self.subscribe(request)
+            else:
+                async with asyncio.timeout(self.hub.settings.HANDLER_TIMEOUT):
+                    await self.handle(request)
         except (Exception, asyncio.CancelledError):
             task = asyncio.current_task()
             if task is None or task.cancelling():  # else the site's code awaited something that was cancelled
@@ -308,12 +316,33 @@ class RealtimeConsumer(AsyncJsonWebsocketConsumer):
             data = UnsubscribeResponseData(topic=request.topic)
             self._answer(UnsubscribeResponse(req_id=request.req_id, data=data))
 
+    async def handle(self, request: SiteRequest) -> None:
+        """Answer a request of the site's own."""
+        assert self.connection is not None
+        handler = handlers[request.type]
+        user = self.scope.get("user")
+        if not (handler.public or self._identity.known):
+            self._answer_error(request, ErrorCode.INTERNAL_ERROR, "the server could not read who you are")
+        elif not await handler.allows(user):
+            self._answer_error(request, ErrorCode.FORBIDDEN, "not allowed to ask for this")
+        else:
+            try:
+                answer = await handler.handle(request, Caller(user, self.connection, self.scope))
+            except RequestRefused as refusal:
+                self._answer_error(request, refusal.code, refusal.message)
+            else:
+                self._write(text_frame(encode_site_response(request.type, request.req_id, answer)))
+
     def _answer(self, response: Response) -> None:
         self._write(text_frame(encode(response)))
 
-    def _answer_error(self, request: AnyRequest, code: ErrorCode, message: str) -> None:
+    def _answer_error(self, request: AnyRequest | SiteRequest, code: str, message: str) -> None:
         error = ErrorMessageData(message=message, code=code)
-        self._answer(RESPONSES[type(request)](req_id=request.req_id, status=Status.ERROR, error=error))
+        if isinstance(request, SiteRequest):
+            kind = response_type(request.type)
+            self._answer(SiteResponse(type=kind, req_id=request.req_id, status=Status.ERROR, error=error))
+        else:
+            self._answer(RESPONSES[type(request)](req_id=request.req_id, status=Status.ERROR, error=error))
 
     def _write(self, frame: bytes) -> None:
         assert self.connection is not None

@@ -4,6 +4,7 @@ The exceptions that realtime raises on purpose.
     RealtimeError
     ├── LayerUnavailable     the channel layer did not take an event in time
     ├── RequestError         a client's frame is no request (protocol.py turns it into an answer)
+    ├── RequestRefused       a site's handler refuses a request, with a code of its own
     ├── ThreadsBusy          every thread for synchronous code is taken
     └── UnknownTopic         no topic of that name is declared (also a LookupError)
 """
@@ -31,6 +32,19 @@ class RequestError(RealtimeError):
         self.code = code
         self.message = message
         self.req_id = req_id
+
+
+class RequestRefused(RealtimeError):
+    """
+    Refuse a request: raise it in a handler to answer with an error.
+
+    ``code`` is for programs, such as ``SOLD_OUT``; ``message`` for people.
+    """
+
+    def __init__(self, code: str, message: str = "") -> None:
+        super().__init__(code, message)
+        self.code = code
+        self.message = message or code.replace("_", " ").lower()
 
 
 class ThreadsBusy(RealtimeError):

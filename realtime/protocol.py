@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from enum import IntEnum, StrEnum
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, Union
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 from pydantic_core import from_json, to_json
@@ -137,6 +137,9 @@ def _absent_if_empty(value: str | None) -> str | None:
     return value or None
 
 
+REQUEST_SUFFIX = "_request"
+"""What the type of every request ends in; that of its answer ends in ``_response`` instead."""
+
 ReqId = Annotated[
     Annotated[str, Field(max_length=MAX_REQ_ID)] | None, AfterValidator(_absent_if_empty), Field(alias="reqId")
 ]
@@ -177,10 +180,10 @@ class UnsubscribeRequest(Request):
 
 
 class ErrorMessageData(Model):
-    """Say what went wrong: a text for people, a code for programs."""
+    """Say what went wrong: a text for people, a code for programs (one of ``ErrorCode``, or a site's own)."""
 
     message: str
-    code: ErrorCode | None = None
+    code: ErrorCode | str | None = None
     req_id: ReqId = None
 
 
@@ -199,6 +202,12 @@ class Response(Message):
     req_id: ReqId = None
     status: Status = Status.OK
     error: ErrorMessageData | None = None
+
+
+class SiteResponse(Response):
+    """Answer a request that a site has added."""
+
+    type: str  # type: ignore[assignment]
 
 
 class EchoResponseData(Model):
@@ -292,18 +301,74 @@ class CloseMessage(Model):
 
 
 AnyRequest = EchoRequest | SubscribeRequest | UnsubscribeRequest
-_REQUESTS: TypeAdapter[AnyRequest] = TypeAdapter(Annotated[AnyRequest, Field(discriminator="type")])
-REQUEST_TYPES = frozenset({MessageType.ECHO_REQUEST, MessageType.SUBSCRIBE_REQUEST, MessageType.UNSUBSCRIBE_REQUEST})
+"""The protocol's own requests; a site's are subclasses of ``SiteRequest``."""
 
 
-def parse(frame: str | bytes) -> AnyRequest:
+class SiteRequest(BaseModel):
+    """Be the base of a request that a site has added: its own model, with what every request has."""
+
+    type: str
+    req_id: ReqId = None
+
+
+_requests: dict[str, type[BaseModel]] = {
+    MessageType.ECHO_REQUEST: EchoRequest,
+    MessageType.SUBSCRIBE_REQUEST: SubscribeRequest,
+    MessageType.UNSUBSCRIBE_REQUEST: UnsubscribeRequest,
+}
+
+
+def _adapter() -> TypeAdapter[AnyRequest | SiteRequest]:
+    kinds: Any = Union[tuple(_requests.values())]  # noqa: UP007
+    return TypeAdapter(Annotated[kinds, Field(discriminator="type")])
+
+
+_adapter_now = _adapter()
+
+
+def add_request(kind: str, model: type[BaseModel]) -> type[SiteRequest]:
+    """
+    Let ``parse`` understand requests of the type ``kind`` with the fields of ``model``; return what it returns for one.
+
+    That is a subclass of ``model``, as strict as the protocol unless ``model`` says otherwise. Raises ``ValueError``
+    for a type that does not end in ``_request`` or is taken, and for a field that every request has.
+    """
+    global _adapter_now
+    if not kind.endswith(REQUEST_SUFFIX) or kind in _requests:
+        raise ValueError(f"request type {kind!r} must end in {REQUEST_SUFFIX!r}, and not be taken")
+    if taken := {"type", "req_id", "reqId"}.intersection(model.model_fields):
+        raise ValueError(f"request type {kind!r}: every request has the field {taken.pop()!r} already")
+    request: type[SiteRequest] = type(
+        f"{model.__name__}_{kind}",
+        (model, SiteRequest),
+        {
+            "__module__": __name__,
+            "__annotations__": {"type": Literal[kind], "req_id": ReqId},
+            "type": kind,
+            "req_id": None,
+            "model_config": ConfigDict(**{"strict": True, **model.model_config}),
+        },
+    )
+    _requests[kind] = request
+    _adapter_now = _adapter()
+    return request
+
+
+def remove_request(kind: str) -> None:
+    """Undo ``add_request``."""
+    global _adapter_now
+    del _requests[kind]
+    _adapter_now = _adapter()
+
+
+def parse(frame: str | bytes) -> AnyRequest | SiteRequest:
     """
     Return the request that ``frame`` holds.
 
     Raises ``RequestError``, with code ``BAD_REQUEST`` or ``UNKNOWN_MESSAGE_TYPE``, when it holds none.
     """
     try:
-        request = _REQUESTS.validate_json(frame, by_alias=True, by_name=False)
+        request = _adapter_now.validate_json(frame, by_alias=True, by_name=False)
     except ValidationError as error:
         raise _explain(frame, error) from None
     if _may_hold_no_number(frame):
@@ -338,7 +403,7 @@ def _explain(frame: str | bytes, error: ValidationError) -> RequestError:
     kind = content["type"]
     if not isinstance(kind, str):
         return RequestError(ErrorCode.BAD_REQUEST, "field 'type' must be a string", req_id)
-    if kind not in REQUEST_TYPES:
+    if kind not in _requests:
         return RequestError(ErrorCode.UNKNOWN_MESSAGE_TYPE, f"unknown message type {kind[:64]!r}")
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     field = ".".join(str(part) for part in first["loc"][1:])
@@ -360,6 +425,19 @@ def encode_publication(topic: str, payload: str, sent_at: float) -> bytes:
     """Return the text of a publication whose ``payload`` is JSON already, sent at ``sent_at`` (epoch seconds)."""
     head = b'{"type":"publication","topic":%b,"data":' % to_json(topic)
     return b'%b%b,"timestamp":"%b"}' % (head, payload.encode(), timestamp(sent_at).encode())
+
+
+def encode_site_response(kind: str, req_id: str | None, payload: bytes) -> bytes:
+    """Return the text of the answer to a site's request of type ``kind``, whose ``payload`` is JSON already."""
+    head = b'{"type":%b,' % to_json(response_type(kind))
+    if req_id is not None:
+        head += b'"reqId":%b,' % to_json(req_id)
+    return b'%b"status":"OK","data":%b}' % (head, payload)
+
+
+def response_type(kind: str) -> str:
+    """Return the type of the answer to a request of type ``kind``."""
+    return kind.removesuffix(REQUEST_SUFFIX) + "_response"
 
 
 def encode_heartbeat(sent_at: float, uptime: int) -> bytes:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import wait as wait_for_futures
 from functools import lru_cache
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from django.core.exceptions import SynchronousOnlyOperation
 
@@ -63,14 +63,31 @@ class CloseOutcome(NamedTuple):
     unknown: int | None
 
 
+class Capture(Protocol):
+    """Take what is published instead of the layer, in tests."""
+
+    def append_payload(self, topic: str, payload: str) -> None:
+        """Take note of a publication."""
+
+
+captures: list[Capture] = []
+"""The newest takes what is published."""
+
+
 def publish_payload(topic: str, payload: str) -> None:
     """Send ``payload``, which is JSON already, to the subscribers of ``topic``. Raises ``LayerUnavailable``."""
-    _run("publish", lambda: apublish_payload(topic, payload))
+    if captures:
+        captures[-1].append_payload(topic, payload)
+    else:
+        _run("publish", lambda: apublish_payload(topic, payload))
 
 
 async def apublish_payload(topic: str, payload: str) -> None:
     """Do what ``publish_payload`` does, on a running event loop."""
-    await _send(group_name(topic), PublicationEvent(topic=topic, payload=payload, sent_at=time.time()))
+    if captures:
+        captures[-1].append_payload(topic, payload)
+    else:
+        await _send(group_name(topic), PublicationEvent(topic=topic, payload=payload, sent_at=time.time()))
 
 
 async def abeat(slot: float) -> None:

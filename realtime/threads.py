@@ -9,6 +9,7 @@ waits for one too long leaves it behind, and while all are busy nothing new is s
 from __future__ import annotations
 
 import asyncio
+import inspect
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -16,6 +17,7 @@ from functools import lru_cache, partial
 from queue import SimpleQueue
 from typing import Any, ParamSpec, TypeVar
 
+from asgiref.sync import iscoroutinefunction
 from django.db import close_old_connections
 
 from .conf import get_settings
@@ -90,3 +92,15 @@ class Threads:
 def get_threads() -> Threads:
     """Return the threads of this process."""
     return Threads(get_settings().SYNC_THREADS)
+
+
+async def call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """
+    Return what a function of the site's returns: awaited if it is asynchronous, else run on one of our threads.
+
+    Raises ``ThreadsBusy`` at once when no thread is free.
+    """
+    if iscoroutinefunction(function):
+        return await function(*args, **kwargs)
+    result = await get_threads().run(function, *args, **kwargs)
+    return await result if inspect.isawaitable(result) else result

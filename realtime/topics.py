@@ -6,11 +6,10 @@ Declare them in any installed app's ``topics.py``, which is imported when Django
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
-from asgiref.sync import iscoroutinefunction, sync_to_async
+from asgiref.sync import sync_to_async
 from django.core.exceptions import ImproperlyConfigured
 from django.db import transaction
 from pydantic import TypeAdapter
@@ -18,17 +17,16 @@ from pydantic_core import to_json
 
 from . import publishing
 from .exceptions import UnknownTopic
+from .guards import Authorize, allows
 from .patterns import Pattern
 from .protocol import TOPIC_HEARTBEAT
-from .threads import get_threads
+from .threads import call
 
 MAX_NAME = 255
 """The most characters a topic's name may have."""
 
 RESERVED = frozenset({"data", "on_commit", "self", "user"})
 """What a parameter may not be called, as arguments beside it are."""
-
-Authorize = Callable[..., Any]
 
 
 class Topic:
@@ -98,14 +96,7 @@ class Topic:
         Raises whatever the site's ``authorize`` raises, and ``ThreadsBusy`` when it is synchronous
         and no thread is free.
         """
-        if self.public:
-            return True
-        signed_in = user is not None and user.is_authenticated
-        if self.authorize is None:
-            return bool(signed_in)
-        if isinstance(self.authorize, str):
-            return bool(signed_in and await get_threads().run(user.has_perm, self.authorize))
-        return bool(await _call(self.authorize, user, parameters))
+        return await allows(user, self.authorize, self.public, parameters)
 
     async def snapshot(self, user: Any, **parameters: Any) -> str | None:
         """
@@ -113,7 +104,7 @@ class Topic:
 
         Raises whatever the site's ``on_subscribe`` raises, and what ``publish`` raises for data that does not fit.
         """
-        data = None if self.on_subscribe is None else await _call(self.on_subscribe, user, parameters)
+        data = None if self.on_subscribe is None else await call(self.on_subscribe, user, **parameters)
         return None if data is None else self._payload(data)
 
     def publish(self, data: Any, *, on_commit: bool = False, **parameters: Any) -> None:
@@ -162,14 +153,6 @@ class Topic:
         if self._data is None:
             return to_json(data, inf_nan_mode="null").decode()
         return self._data.dump_json(self._data.validate_python(data)).decode()
-
-
-async def _call(function: Callable[..., Any], user: Any, parameters: dict[str, Any]) -> Any:
-    """Return what a function of the site's returns, synchronous or asynchronous."""
-    if iscoroutinefunction(function):
-        return await function(user, **parameters)
-    result = await get_threads().run(function, user, **parameters)
-    return await result if inspect.isawaitable(result) else result
 
 
 _topics: dict[str, Topic] = {}

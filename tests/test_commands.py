@@ -14,8 +14,9 @@ import pytest
 from django.contrib.auth import authenticate
 from django.contrib.auth.models import User
 from django.core.management import CommandError, call_command
+from pydantic import BaseModel
 
-from realtime import publishing
+from realtime import Topic, publishing
 from realtime.exceptions import LayerUnavailable
 from realtime.hub import get_hub
 from realtime.management.commands import close_connections, run_heartbeats, serve
@@ -347,3 +348,58 @@ def test_serve_runs_heartbeats_where_they_are_needed(
     use_layer(layer())
     output_of("serve", **options)
     assert [arguments[2:] for arguments in Process.started] == [["run_heartbeats", "--with-parent"]] * beats
+
+
+# publish
+
+
+class Order(BaseModel):
+    status: str
+
+
+def test_publish_sends_json() -> None:
+    Topic("orders.{number:int}", Order)
+    use_layer(RemoteLayer())
+    assert output_of("publish", "orders.7", '{"status": "paid"}') == "Published on 'orders.7'.\n"
+    [message] = the_layer().sent
+    assert (message["topic"], message["payload"]) == ("orders.7", '{"status":"paid"}')
+
+
+def test_publish_reads_the_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    Topic("news")
+    use_layer(RemoteLayer())
+    monkeypatch.setattr("sys.stdin", StringIO("[1, 2]"))
+    output_of("publish", "news", "-")
+    assert the_layer().sent[0]["payload"] == "[1,2]"
+
+
+@pytest.mark.parametrize(
+    ("topic", "data", "problem"),
+    [
+        ("orders.7", "{", "the data is not valid JSON"),
+        ("orders.7", "NaN", "the data is not valid JSON"),
+        ("orders.7", "{}", "does not fit the topic's model: status: Field required"),
+        ("orders.7", "1", "does not fit the topic's model: data: Input should be"),
+        ("orders.07", "{}", "no topic 'orders.07' is declared"),
+        ("heartbeat", "{}", "is the server's own"),
+    ],
+)
+def test_publish_of_what_cannot_be_published_is_refused(topic: str, data: str, problem: str) -> None:
+    Topic("orders.{number:int}", Order)
+    use_layer(RemoteLayer())
+    with pytest.raises(CommandError, match=problem):
+        output_of("publish", topic, data)
+    assert the_layer().sent == []
+
+
+def test_publish_on_the_in_memory_layer_is_refused() -> None:
+    Topic("news")
+    with pytest.raises(CommandError, match="set REDIS_URL"):
+        output_of("publish", "news", "1")
+
+
+def test_publish_while_the_layer_is_down_is_an_error() -> None:
+    Topic("news")
+    use_layer(RemoteLayer()).failing = True
+    with pytest.raises(CommandError, match="the channel layer failed"):
+        output_of("publish", "news", "1")
