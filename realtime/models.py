@@ -1,10 +1,16 @@
 """
-The tables of the registry: which server processes there are, who is connected to them, and to what they subscribe.
+The tables.
 
-The rows are a copy of what the hubs know, a second or so old, for people to look at. Nothing depends on them.
+Those of the registry say which server processes there are, who is connected to them, and to what they subscribe.
+They are a copy of what the hubs know, a second or so old, for people to look at: nothing depends on them. Besides,
+there are the keys with which services publish over HTTP.
 """
 
 from __future__ import annotations
+
+import hashlib
+import secrets
+from fnmatch import fnmatchcase
 
 from django.db import models
 
@@ -71,3 +77,47 @@ class Subscription(models.Model):
 
     def __str__(self) -> str:
         return self.topic
+
+
+def _new_key() -> str:
+    return f"dmk_{secrets.token_urlsafe(32)}"
+
+
+def digest(key: str) -> str:
+    """Return what is stored of a key. It is random and long, so one round of SHA-256 keeps it."""
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+class PublishKey(models.Model):
+    """A key with which a service publishes over HTTP. Only its digest is stored."""
+
+    name = models.CharField(max_length=100, unique=True, help_text="Who uses it, for the log.")
+    digest = models.CharField(max_length=64, unique=True, editable=False)
+    topics = models.TextField(
+        default="*",
+        help_text="The topics that it may publish on, one a line; * stands for anything, as in orders.*",
+    )
+    created = models.DateTimeField(auto_now_add=True)
+    revoked = models.DateTimeField(null=True, blank=True, help_text="Since when it is not accepted any more.")
+
+    class Meta:
+        verbose_name = "publish key"
+        ordering = ("name",)
+
+    def __str__(self) -> str:
+        return self.name
+
+    @classmethod
+    def issue(cls, name: str, topics: str = "*") -> tuple[PublishKey, str]:
+        """Return a new key, saved, and its text, which is to be had this once."""
+        text = _new_key()
+        return cls.objects.create(name=name, topics=topics, digest=digest(text)), text
+
+    @classmethod
+    def find(cls, text: str) -> PublishKey | None:
+        """Return the key with this text, unless it was revoked."""
+        return cls.objects.filter(digest=digest(text), revoked=None).first()
+
+    def allows(self, topic: str) -> bool:
+        """Return whether the key may publish on ``topic``."""
+        return any(fnmatchcase(topic, pattern.strip()) for pattern in self.topics.splitlines() if pattern.strip())

@@ -105,7 +105,7 @@ class Topic:
         Raises whatever the site's ``on_subscribe`` raises, and what ``publish`` raises for data that does not fit.
         """
         data = None if self.on_subscribe is None else await call(self.on_subscribe, user, **parameters)
-        return None if data is None else self._payload(data)
+        return None if data is None else self.encode(data)
 
     def publish(self, data: Any, *, on_commit: bool = False, **parameters: Any) -> None:
         """
@@ -119,7 +119,7 @@ class Topic:
         transaction is over by then), and ``SynchronousOnlyOperation`` on a running event loop.
         """
         publishing.refuse_running_loop("publish")
-        name, payload = self.format(**parameters), self._payload(data)
+        name, payload = self.format(**parameters), self.encode(data)
         if on_commit:
             transaction.on_commit(self._sender(name, payload), robust=True)
         else:
@@ -127,7 +127,7 @@ class Topic:
 
     async def apublish(self, data: Any, *, on_commit: bool = False, **parameters: Any) -> None:
         """Do what ``publish`` does, on a running event loop."""
-        name, payload = self.format(**parameters), self._payload(data)
+        name, payload = self.format(**parameters), self.encode(data)
         if on_commit:
             # The transaction, if there is one, belongs to the thread that Django's synchronous code runs on.
             await sync_to_async(transaction.on_commit)(self._sender(name, payload), robust=True)
@@ -147,7 +147,8 @@ class Topic:
 
         return publish_on_commit
 
-    def _payload(self, data: Any) -> str:
+    def encode(self, data: Any) -> str:
+        """Return ``data`` as JSON. Raises what ``publish`` raises for data that does not fit."""
         if self.name == TOPIC_HEARTBEAT:
             raise ValueError("the topic 'heartbeat' is the server's own; run_heartbeats publishes on it")
         if self._data is None:
