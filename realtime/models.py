@@ -79,10 +79,6 @@ class Subscription(models.Model):
         return self.topic
 
 
-def _new_key() -> str:
-    return f"dmk_{secrets.token_urlsafe(32)}"
-
-
 def digest(key: str) -> str:
     """Return what is stored of a key. It is random and long, so one round of SHA-256 keeps it."""
     return hashlib.sha256(key.encode()).hexdigest()
@@ -110,8 +106,16 @@ class PublishKey(models.Model):
     @classmethod
     def issue(cls, name: str, topics: str = "*") -> tuple[PublishKey, str]:
         """Return a new key, saved, and its text, which is to be had this once."""
-        text = _new_key()
-        return cls.objects.create(name=name, topics=topics, digest=digest(text)), text
+        key = cls(name=name, topics=topics)
+        text = key.renew()
+        key.save()
+        return key, text
+
+    def renew(self) -> str:
+        """Return a new text for the key, which is good when the key is saved."""
+        text = f"dmk_{secrets.token_urlsafe(32)}"
+        self.digest = digest(text)
+        return text
 
     @classmethod
     def find(cls, text: str) -> PublishKey | None:

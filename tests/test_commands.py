@@ -194,7 +194,7 @@ def test_close_connections_says_how_many_on_how_many_servers(monkeypatch: pytest
     monkeypatch.setattr(close_connections, "close_connections", closing)
     text = output_of("close_connections", code=4000, reason="bye", topic="news", spread=2.5)
     assert text == "Closed 7 connections on 2 servers.\n"
-    assert asked == [(4000, "bye", {"topic": "news", "spread": 2.5})]
+    assert asked == [(4000, "bye", {"topic": "news", "user": None, "spread": 2.5})]
 
 
 def test_close_connections_fails_when_a_server_did_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
+from django.contrib.auth.models import User
 from django.core.management import CommandError, call_command
 from django.db import DatabaseError
 from django.test import Client
@@ -195,3 +197,36 @@ def test_command_refuses_what_it_cannot_do(action: str) -> None:
     call_command("publish_key", "revoke", "billing")
     with pytest.raises(CommandError, match="'billing'"):
         call_command("publish_key", action, "billing")
+
+
+# The admin
+
+
+@pytest.fixture
+def admin() -> Client:
+    client = Client()
+    client.force_login(User.objects.create_superuser("ada"))
+    return client
+
+
+def test_admin_issues_a_key_and_shows_it_once(admin: Client) -> None:
+    page = admin.post("/admin/realtime/publishkey/add/", {"name": "billing", "topics": "news"}, follow=True)
+    found = re.search(r"dmk_[-\w]{43}", page.content.decode())
+    assert found is not None
+    with capture_publications():
+        assert post(found[0], GOOD)[0] == 200
+    assert "dmk_" not in admin.get("/admin/realtime/publishkey/").content.decode()
+
+
+def test_admin_changes_a_key_s_topics_and_not_the_key(admin: Client, key: str) -> None:
+    [row] = PublishKey.objects.all()
+    path = f"/admin/realtime/publishkey/{row.pk}/change/"
+    page = admin.post(path, {"name": "billing", "topics": "orders.*"}, follow=True).content.decode()
+    assert "dmk_" not in page
+    assert post(key, GOOD)[1]["error"]["code"] == "TOPIC_FORBIDDEN"
+
+
+def test_admin_revokes_keys(admin: Client, key: str) -> None:
+    [row] = PublishKey.objects.all()
+    admin.post("/admin/realtime/publishkey/", {"action": "revoke", "_selected_action": [row.pk]})
+    assert post(key, GOOD)[1]["error"]["code"] == "KEY_UNKNOWN"

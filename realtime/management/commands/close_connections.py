@@ -24,9 +24,19 @@ class Command(BaseCommand):
         parser.add_argument("--code", type=int, default=defaults.code, help=f"legal: {LEGAL_CLOSE_CODES}")
         parser.add_argument("--reason", default=defaults.reason, help="at most 123 bytes of UTF-8")
         parser.add_argument("--topic", help="only connections that subscribe to this topic")
+        parser.add_argument("--user", help="only connections of the user with this primary key")
         parser.add_argument("--spread", type=float, default=0.0, help="stagger the closes over so many seconds")
 
-    def handle(self, *args: Any, code: int, reason: str, topic: str | None, spread: float, **options: Any) -> None:
+    def handle(
+        self,
+        *args: Any,
+        code: int,
+        reason: str,
+        topic: str | None,
+        user: str | None = None,
+        spread: float = 0.0,
+        **options: Any,
+    ) -> None:
         try:
             message = CloseMessage(code=code, reason=reason)
         except ValidationError as error:
@@ -37,7 +47,7 @@ class Command(BaseCommand):
                 "For commands to reach the servers set REDIS_URL."
             )
         try:
-            outcome = close_connections(message, topic=topic, spread=spread)
+            outcome = close_connections(message, topic=topic, user=user, spread=spread)
         except (LayerUnavailable, ValueError) as error:
             raise CommandError(str(error)) from None
         self.stdout.write(f"Closed {outcome.connections} connections on {outcome.servers} servers.")
