@@ -17,6 +17,7 @@ class RealtimeConfig(AppConfig):
         from . import (
             checks,  # noqa: F401
             handshake,
+            registry,
             sessions,
         )
         from .servers import daphne
@@ -24,4 +25,5 @@ class RealtimeConfig(AppConfig):
         daphne.install()
         handshake.install()
         sessions.connect_signals()
+        registry.install()
         autodiscover_modules("topics")

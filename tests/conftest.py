@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from .live import SERVERS, Redis, Server, running
+from .postgres import Postgres
 
 # A runner in the background of a shell ignores SIGINT, and would hand that down to the servers.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -50,3 +51,15 @@ def redis() -> Iterator[Redis]:
         yield redis
     finally:
         redis.stop()
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL of the module's own."""
+    if Postgres.programs() is None:
+        pytest.skip("no PostgreSQL server is installed")
+    postgres = Postgres()
+    try:
+        yield postgres
+    finally:
+        postgres.destroy()

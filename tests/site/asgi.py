@@ -10,7 +10,11 @@ django_application = get_asgi_application()
 from channels.auth import AuthMiddlewareStack  # noqa: E402
 from channels.routing import ProtocolTypeRouter  # noqa: E402
 
+from realtime import registry  # noqa: E402
 from realtime.routing import with_realtime  # noqa: E402
+
+for constant in ("INTERVAL", "REAP_AFTER", "REAP_INTERVAL", "RENEWAL", "TIMEOUT"):  # tests are in a hurry
+    setattr(registry, constant, float(os.environ.get(f"REGISTRY_{constant}", getattr(registry, constant))))
 
 application = with_realtime(django_application, paths=["/", "/ws/"])
 behind_auth = ProtocolTypeRouter(

@@ -8,6 +8,7 @@ ROOT_URLCONF = "tests.site.urls"
 ASGI_APPLICATION = "tests.site.asgi.application"
 REALTIME = {
     "AUTHENTICATE": "tests.site.tokens.authenticate",
+    "CONNECTION_REGISTRY": env.bool("REALTIME_CONNECTION_REGISTRY", default=False),
     "HEARTBEAT_INTERVAL": env.float("REALTIME_HEARTBEAT_INTERVAL", default=5.0),
     "HANDLER_TIMEOUT": env.float("REALTIME_HANDLER_TIMEOUT", default=1.0),
     "DRAIN_TIMEOUT": env.float("REALTIME_DRAIN_TIMEOUT", default=3.0),
