@@ -64,7 +64,7 @@ def connect_signals() -> None:
 
 def note_request(scope: Any) -> None:
     """Remember whose request is being handled in this context: an ASGI request's."""
-    _cookies.set("; ".join(value.decode("latin-1") for name, value in scope["headers"] if name == b"cookie"))
+    _cookies.set("; ".join(value.decode("latin-1") for name, value in scope.get("headers", ()) if name == b"cookie"))
 
 
 def _request_started(*, environ: dict[str, Any] | None = None, **_: Any) -> None:
