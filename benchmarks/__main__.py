@@ -1,7 +1,7 @@
 """
 Measure realtime beside the consumer of the Channels tutorial: ``python -m benchmarks --help``.
 
-Both sites run at once, each in a server process of its own, and are measured in turn; the load comes
+All sites run at once, each in a server process of its own, and are measured in turn; the load comes
 from this process.
 """
 
@@ -16,21 +16,37 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, closing
+from functools import reduce
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import Any, NamedTuple
 
 import uvloop
 
-from .processes import HOST, Server, migrate, redis, serving
+from .processes import HOST, redis, serving, sign_in
 from .scenarios import SCENARIOS, Load, Sample
 
-SITES = {"realtime": "benchmarks.realtime_site:application", "plain": "benchmarks.plain_site:application"}
+
+class Site(NamedTuple):
+    """Say what a server process is started with, and whether the site's clients have to ask to be subscribed."""
+
+    application: str
+    environment: dict[str, str]
+    subscribe: bool = True
+
+
+SITES = {
+    "realtime": Site("benchmarks.realtime_site:application", {}),
+    "unregistered": Site("benchmarks.realtime_site:application", {"REALTIME_CONNECTION_REGISTRY": "0"}),
+    "plain": Site("benchmarks.plain_site:application", {}, subscribe=False),
+}
 ROUNDS = 3
-"""Measurements of each site, in turn, so that a slow moment of the machine meets both."""
+"""Measurements of each site, in turn, so that a slow moment of the machine meets all."""
+HEADINGS = ("scenario", "server", "connections", "figure", "realtime", "peer", "", "realtime / peer")
 WARM_UP = 1.0
 """Seconds that each site is driven for before anything counts."""
 MAX_FILES = 65_536
-ROW = "{:<10}{:<9}{:>12}  {:<22}{:>12}{:>12}{:>18}"
+ROW = "{:<10}{:<9}{:>12}  {:<22}{:>12}   {:<14}{:>12}{:>17}"
 
 
 def arguments() -> argparse.Namespace:
@@ -40,8 +56,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--layer", choices=["memory", "redis"], default="memory")
     defaults = ", ".join(f"{load.connections_by_default} for {name}" for name, load in SCENARIOS.items())
     parser.add_argument("--connections", type=positive(int), metavar="N", help=f"clients of each site ({defaults})")
+    defaults = ", ".join(f"{load.seconds_by_default:g} for {name}" for name, load in SCENARIOS.items())
     parser.add_argument(
-        "--seconds", type=positive(float), default=3.0, metavar="S", help="seconds that a site is measured for (3)"
+        "--seconds", type=positive(float), metavar="S", help=f"seconds that a site is measured for ({defaults})"
+    )
+    parser.add_argument(
+        "--rounds", type=positive(int), default=ROUNDS, metavar="N", help=f"parts that these are split into ({ROUNDS})"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE too")
     return parser.parse_args()
@@ -73,12 +93,12 @@ async def main(options: argparse.Namespace) -> None:
         }
         if options.layer == "redis":
             environment["REDIS_URL"] = await stack.enter_async_context(redis(directory))
-        await migrate(environment, directory)
+        cookie = await sign_in(environment, directory)
         print(f"Python {platform.python_version()}, {os.cpu_count()} cores, channel layer: {options.layer}\n")
-        print(ROW.format("scenario", "server", "connections", "figure", *SITES, "realtime / plain"))
+        print(ROW.format(*HEADINGS))
         for scenario in scenarios:
             for server in servers:
-                result = await compare(scenario, server, options, environment, directory)
+                result = await compare(scenario, server, options, environment, directory, cookie)
                 results.append(result)
                 print(*rows(result), sep="\n", flush=True)
     if options.json is not None:
@@ -86,32 +106,37 @@ async def main(options: argparse.Namespace) -> None:
 
 
 async def compare(
-    scenario: str, server: str, options: argparse.Namespace, environment: dict[str, str], directory: Path
+    scenario: str,
+    server: str,
+    options: argparse.Namespace,
+    environment: dict[str, str],
+    directory: Path,
+    cookie: str,
 ) -> dict[str, Any]:
-    """Measure both sites in turn, and return the figures of each and their ratios."""
+    """Measure a scenario's sites in turn, and return the figures of each, and realtime's ratio to each of its peers."""
     kind = SCENARIOS[scenario]
     connections = options.connections or kind.connections_by_default
-    samples = dict.fromkeys(SITES, Sample())
+    seconds = options.seconds or kind.seconds_by_default
+    samples: dict[str, list[Sample]] = {name: [] for name in kind.sites}
     async with AsyncExitStack() as stack:
         loads: dict[str, Load] = {}
-        for site, application in SITES.items():
-            process: Server = await stack.enter_async_context(serving(server, application, environment, directory))
-            loads[site] = stack.enter_context(closing(kind(process)))
-            # The plain consumer joins its group by itself.
-            await loads[site].connect(connections, subscribe=site == "realtime")
-            await loads[site].run(min(WARM_UP, options.seconds))
-        for _ in range(ROUNDS):
-            for site, load in loads.items():
-                samples[site] = samples[site].plus(await load.run(options.seconds / ROUNDS))
-    figures = {site: figures_of(sample) for site, sample in samples.items()}
-    ratios = {name: value / figures["plain"][name] for name, value in figures["realtime"].items()}
+        for name in kind.sites:
+            site = SITES[name]
+            command = serving(server, site.application, {**environment, **site.environment}, directory, cookie)
+            load = kind(await stack.enter_async_context(command), subscribe=site.subscribe)
+            loads[name] = stack.enter_context(closing(load))
+            await load.connect(connections)
+            await load.run(min(WARM_UP, seconds))
+        for _ in range(options.rounds):
+            for name, load in loads.items():
+                samples[name].append(await load.run(seconds / options.rounds))
+    own, *peers = kind.sites
     return {
         "scenario": scenario,
         "server": server,
         "connections": connections,
-        "unit": kind.unit,
-        **figures,
-        "ratio": ratios,
+        "figures": {name: figures_of(reduce(Sample.plus, rounds)) for name, rounds in samples.items()},
+        "ratios": {peer: ratios_of(samples[own], samples[peer]) for peer in peers},
     }
 
 
@@ -123,19 +148,25 @@ def figures_of(sample: Sample) -> dict[str, float]:
     }
 
 
+def ratios_of(own: list[Sample], peers: list[Sample]) -> dict[str, float]:
+    """Return the median of the rounds' ratios for each figure: in some rounds the machine has other things to do."""
+    rounds = [(figures_of(one), figures_of(other)) for one, other in zip(own, peers, strict=True)]
+    return {name: median(one[name] / other[name] for one, other in rounds) for name in rounds[0][0]}
+
+
 def rows(result: dict[str, Any]) -> Iterator[str]:
-    """Yield a line of the table for each figure."""
-    unit = result["unit"]
-    plural = {"delivery": "deliveries", "echo": "echoes"}[unit]
+    """Yield a line of the table for each figure and peer."""
+    kind = SCENARIOS[result["scenario"]]
     labels = {
-        "per_second": f"{plural}/s",
-        "server_cpu_us": f"server µs/{unit}",
-        "load_cpu_us": f"load µs/{unit}",
+        "per_second": f"{kind.plural}/s",
+        "server_cpu_us": f"server µs/{kind.unit}",
+        "load_cpu_us": f"load µs/{kind.unit}",
     }
     where = (result["scenario"], result["server"], result["connections"])
-    for name, label in labels.items():
-        realtime, plain = (f"{result[site][name]:,.{0 if name == 'per_second' else 1}f}" for site in SITES)
-        yield ROW.format(*where, label, realtime, plain, f"{result['ratio'][name]:.3g}")
+    for peer, ratios in result["ratios"].items():
+        for name, label in labels.items():
+            own, other = (f"{result['figures'][site][name]:,.{name != 'per_second':d}f}" for site in ("realtime", peer))
+            yield ROW.format(*where, label, own, peer, other, f"{ratios[name]:.3g}")
 
 
 if __name__ == "__main__":

@@ -8,14 +8,16 @@ import asyncio
 from collections.abc import Callable
 from typing import cast
 
-from .processes import HOST
+from .processes import HOST, Server
 
 HANDSHAKE = (
     "GET {path} HTTP/1.1\r\nHost: {host}:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-    "Sec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+    "Sec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\nSec-WebSocket-Version: 13\r\nCookie: {cookie}\r\n\r\n"
 )
-TEXT, PING, PONG = 0x81, 0x89, 0x8A
-CONNECT_TIMEOUT = 30.0
+TEXT, CLOSE, PING, PONG = 0x81, 0x88, 0x89, 0x8A
+NORMAL = (1000).to_bytes(2)
+TIMEOUT = 30.0
+"""Seconds that connecting, an answer or leaving may take."""
 
 
 class Connection(asyncio.Protocol):
@@ -25,11 +27,13 @@ class Connection(asyncio.Protocol):
     ``on_failure`` is called when the connection ends before ``close``.
     """
 
-    def __init__(self, port: int, path: str, on_failure: Callable[[Exception], None]) -> None:
-        self.on_frame: Callable[[bytes], None] = lambda frame: None
-        self.opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    def __init__(self, server: Server, path: str, on_failure: Callable[[Exception], None]) -> None:
+        loop = asyncio.get_running_loop()
+        self.on_frame: Callable[[bytes], None] = ignore
+        self.opened: asyncio.Future[None] = loop.create_future()
+        self._lost: asyncio.Future[None] = loop.create_future()
         self._on_failure = on_failure
-        self._handshake = HANDSHAKE.format(path=path, host=HOST, port=port).encode()
+        self._handshake = HANDSHAKE.format(path=path, host=HOST, port=server.port, cookie=server.cookie).encode()
         self._rest = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -62,27 +66,44 @@ class Connection(asyncio.Protocol):
         error = error or ConnectionError("the server closed a connection")
         if not self.opened.done():
             self.opened.set_exception(error)
+        self._lost.set_result(None)
         self._on_failure(error)
 
     async def ask(self, frame: bytes) -> bytes:
         """Send ``frame`` and return the next one that arrives."""
         answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self.on_frame = answer.set_result
+
+        def answered(frame: bytes) -> None:
+            self.on_frame = ignore
+            answer.set_result(frame)
+
+        self.on_frame = answered
         self.write(frame)
-        async with asyncio.timeout(CONNECT_TIMEOUT):
+        async with asyncio.timeout(TIMEOUT):
             return await answer
+
+    async def leave(self) -> None:
+        """Say goodbye, and wait until the server has closed the connection."""
+        self._on_failure = ignore
+        self.write(client_frame(NORMAL, CLOSE))
+        async with asyncio.timeout(TIMEOUT):
+            await self._lost
 
     def close(self) -> None:
         """Drop the connection."""
-        self._on_failure = lambda error: None
+        self._on_failure = ignore
         self._transport.abort()
 
 
-async def connect(port: int, path: str, on_failure: Callable[[Exception], None]) -> Connection:
+def ignore(_: object) -> None:
+    """Do nothing about a frame or a failure."""
+
+
+async def connect(server: Server, path: str, on_failure: Callable[[Exception], None]) -> Connection:
     """Return a connection on which frames may be sent. Raises ``OSError`` when the server refuses it."""
     loop = asyncio.get_running_loop()
-    async with asyncio.timeout(CONNECT_TIMEOUT):
-        _, connection = await loop.create_connection(lambda: Connection(port, path, on_failure), HOST, port)
+    async with asyncio.timeout(TIMEOUT):
+        _, connection = await loop.create_connection(lambda: Connection(server, path, on_failure), HOST, server.port)
         await connection.opened
     return connection
 

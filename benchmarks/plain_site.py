@@ -33,9 +33,12 @@ GROUP = "prices"
 
 
 class PlainConsumer(AsyncJsonWebsocketConsumer):
-    """Join a group, pass on what is sent to it, and echo: in the messages that realtime uses."""
+    """Join a group, pass on what is sent to it, and echo, for who is signed in: in the messages that realtime uses."""
 
     async def connect(self) -> None:
+        if not self.scope["user"].is_authenticated:
+            await self.close()
+            return
         await self.channel_layer.group_add(GROUP, self.channel_name)
         await self.accept()
 

@@ -14,7 +14,10 @@ from .trigger import PATH
 PATIENCE = 30.0
 """Seconds that the answers may take after the last request of a run."""
 CONNECTS_AT_ONCE = 50
+SETTLE = 1.5
+"""Seconds after which a server has caught up with what it puts off: the registry writes about once a second."""
 SUBSCRIBE = client_frame(b'{"type":"subscribe_request","topic":"prices"}')
+SUBSCRIBE_HEARTBEAT = client_frame(b'{"type":"subscribe_request","topic":"heartbeat"}')
 ECHO = client_frame(b'{"type":"echo_request","reqId":"1","echo":"Hello"}')
 PUBLISH = client_frame(b"publish")
 
@@ -38,16 +41,27 @@ class Sample(NamedTuple):
 
 
 class Load(ABC):
-    """Be the clients of one site. A subclass says what a run begins with, and what each frame leads to."""
+    """
+    Be the clients of one site. A subclass says what a run begins with, and what each frame leads to.
+
+    With ``subscribe`` they send a subscribe request; else the site subscribes them by itself.
+    """
 
     unit: ClassVar[str]
+    plural: ClassVar[str]
+    sites: ClassVar[tuple[str, ...]] = ("realtime", "plain")
     connections_by_default: ClassVar[int]
-    expected: ClassVar[bytes]
+    seconds_by_default: ClassVar[float] = 3.0
+    settle: ClassVar[float] = 0.0
+    """Seconds after a run in which the CPU time still counts, for what the server has put off."""
+    subscription: ClassVar[bytes] = SUBSCRIBE
+    expected: ClassVar[bytes] = b""
     """What each frame holds; anything else ends the benchmark, so that no refusal is counted."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, *, subscribe: bool) -> None:
         self.connections: list[Connection] = []
         self._server = server
+        self._subscribe = subscribe
         self._size = 0
         self._count = 0
         self._missing = 0
@@ -55,15 +69,10 @@ class Load(ABC):
         self._end: asyncio.Future[None] | None = None
         self._error: Exception | None = None
 
-    async def connect(self, count: int, *, subscribe: bool) -> None:
-        """Connect ``count`` clients, which send a subscribe request if the site wants one."""
+    async def connect(self, count: int) -> None:
+        """Connect ``count`` clients, and subscribe them."""
         while missing := min(CONNECTS_AT_ONCE, count - len(self.connections)):
-            self.connections += await asyncio.gather(*(self._connect("/ws/") for _ in range(missing)))
-        if subscribe:
-            for connection in self.connections:
-                answer = await connection.ask(SUBSCRIBE)
-                if b'"status":"OK"' not in answer:
-                    raise RuntimeError(f"the subscription was refused: {answer!r}")
+            self.connections += await asyncio.gather(*(self._subscriber() for _ in range(missing)))
         await self._prepare()
 
     async def run(self, seconds: float) -> Sample:
@@ -88,7 +97,10 @@ class Load(ABC):
             raise TimeoutError(f"{self._missing} frames did not arrive within {PATIENCE:g} s") from None
         finally:
             timer.cancel()
-        return Sample(self._count, *(now - then for now, then in zip(self._clocks(), before, strict=True)))
+        elapsed = time.perf_counter() - before[0]
+        await asyncio.sleep(min(self.settle, seconds))
+        _, server_cpu, load_cpu = (now - then for now, then in zip(self._clocks(), before, strict=True))
+        return Sample(self._count, elapsed, server_cpu, load_cpu)
 
     def close(self) -> None:
         """Drop all connections."""
@@ -96,10 +108,23 @@ class Load(ABC):
             connection.close()
 
     async def _connect(self, path: str) -> Connection:
-        return await connect(self._server.port, path, self._fail)
+        return await connect(self._server, path, self._fail)
+
+    async def _subscriber(self) -> Connection:
+        connection = await self._connect("/ws/")
+        if self._subscribe:
+            await self._ask(connection, self.subscription)
+        return connection
+
+    @staticmethod
+    async def _ask(connection: Connection, request: bytes) -> None:
+        answer = await connection.ask(request)
+        if b'"status":"OK"' not in answer:
+            raise RuntimeError(f"the request was refused: {answer!r}")
 
     @abstractmethod
-    async def _prepare(self) -> None: ...
+    async def _prepare(self) -> None:
+        """Get ready for the first run, with all clients there."""
 
     @abstractmethod
     def _begin(self) -> None: ...
@@ -130,7 +155,7 @@ class Load(ABC):
 class Fanout(Load):
     """Publish to subscribers of one topic; the next broadcast begins when the last has reached everybody."""
 
-    unit = "delivery"
+    unit, plural = "delivery", "deliveries"
     connections_by_default = 2000
     expected = b'"publication"'
 
@@ -161,7 +186,7 @@ class Fanout(Load):
 class Echo(Load):
     """Send an echo request on each connection; the next goes out when the answer to the last is in."""
 
-    unit = "echo"
+    unit, plural = "echo", "echoes"
     connections_by_default = 50
     expected = b"Hello"
 
@@ -186,4 +211,39 @@ class Echo(Load):
             self._finish()
 
 
-SCENARIOS: dict[str, type[Load]] = {"fanout": Fanout, "echo": Echo}
+class Connect(Load):
+    """
+    Have clients come and go, so many at once; for each that has come and subscribed, the one that came first leaves.
+
+    Those in between stay long enough to be entered in the registry, and taken out again.
+    """
+
+    unit, plural = "connect", "connects"
+    sites = ("realtime", "unregistered", "plain")
+    connections_by_default = 600
+    seconds_by_default = 6.0
+    settle = SETTLE
+    subscription = SUBSCRIBE_HEARTBEAT
+
+    async def _prepare(self) -> None:
+        if self._subscribe:
+            await self._ask(self.connections[0], SUBSCRIBE)  # for it one has to be signed in
+
+    def _begin(self) -> None:
+        self._missing = CONNECTS_AT_ONCE
+        self._visitors = [asyncio.ensure_future(self._come_and_go()) for _ in range(CONNECTS_AT_ONCE)]
+
+    async def _come_and_go(self) -> None:
+        try:
+            while not self._time_is_up:
+                self.connections.append(await self._subscriber())
+                await self.connections.pop(0).leave()
+                self._count += 1
+        except (OSError, RuntimeError) as error:  # a TimeoutError is an OSError
+            self._fail(error)
+        self._missing -= 1
+        if not self._missing:
+            self._finish()
+
+
+SCENARIOS: dict[str, type[Load]] = {"fanout": Fanout, "echo": Echo, "connect": Connect}

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+from jsonschema import Draft7Validator
 
+from realtime.asyncapi import ERRORS, document
 from realtime.conf import Settings
 from realtime.protocol import CLOSE_CODES, ErrorCode, MessageType, client_reconnect, parse
 
@@ -35,6 +39,58 @@ def test_settings_page_lists_every_key_with_its_default() -> None:
 def test_protocol_page_lists_every_error_code() -> None:
     listed = {row[0].strip("` ") for row in rows("docs/protocol.md", "## Errors")}
     assert listed == {code.value for code in ErrorCode} - LATER
+
+
+def test_protocol_page_says_of_an_error_code_what_the_asyncapi_document_says() -> None:
+    assert {row[0].strip("` "): row[1] for row in rows("docs/protocol.md", "## Errors")} == ERRORS
+
+
+def protocol_schemas() -> dict[str, Any]:
+    """Return the JSON Schemas of the protocol's messages by their types, and that of an error in a response."""
+    schemas = document()["components"]["schemas"]
+    types = {name: schema.get("properties", {}).get("type", {}).get("const") for name, schema in schemas.items()}
+    messages = {kind: schemas[name] for name, kind in types.items() if kind in set(MessageType)}
+    return messages | {"Error": schemas["ErrorMessageData"]}
+
+
+def shape(schema: dict[str, Any]) -> str:
+    """Return in a word what ``schema`` lets through, null aside: it counts as absent."""
+    if "anyOf" in schema:
+        return " or ".join(dict.fromkeys(shape(part) for part in schema["anyOf"] if part != {"type": "null"}))
+    if "$ref" not in schema:
+        return str(schema.get("type", "any"))
+    name = schema["$ref"].rpartition("/")[2]
+    if name.endswith("ResponseData"):
+        return f"{{{fields(document()['components']['schemas'][name])}}}"
+    return str(name).replace("ErrorMessageData", "Error")
+
+
+def fields(schema: dict[str, Any]) -> str:
+    """Return the fields of an object, but for its type."""
+    required = schema["required"]
+    return ", ".join(
+        f"{name}{'' if name in required else '?'}: {shape(field)}"
+        for name, field in schema["properties"].items()
+        if name != "type"
+    )
+
+
+def test_protocol_page_lists_every_message_with_its_fields() -> None:
+    listed = {
+        row[0].removeprefix("an ").strip("`"): row[1].strip("` |") for row in rows("docs/protocol.md", "## Fields")
+    }
+    assert listed.keys() == {*MessageType, "Error"} - LATER
+    assert listed == {name: fields(schema) for name, schema in protocol_schemas().items()}
+
+
+def test_frames_on_the_protocol_page_are_frames() -> None:
+    frames = re.findall(r'`(\{"type":.*?\})`', (ROOT / "docs/protocol.md").read_text())
+    schemas = {"components": document()["components"]}
+    shown = set()
+    for frame in map(json.loads, frames):
+        Draft7Validator({**schemas, "allOf": [protocol_schemas()[frame["type"]]]}).validate(frame)
+        shown.add(frame["type"])
+    assert shown == set(MessageType) - LATER
 
 
 @pytest.mark.parametrize("row", rows("docs/protocol.md", "## Close codes"), ids=lambda row: row[0])

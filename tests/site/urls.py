@@ -1,11 +1,12 @@
 """Pages with which tests act inside a server process, and look into it."""
 
 from django.contrib import admin
-from django.urls import path
+from django.urls import include, path
 
-from . import probes, views
+from . import pages, probes, views
 
 urlpatterns = [
+    path("", include("realtime.urls")),
     path("admin/", admin.site.urls),
     path("publish/", views.publish_many),
     path("apublish/", views.apublish_many),
@@ -19,4 +20,5 @@ urlpatterns = [
     path("publish_text/", probes.publish_text),
     path("close_twice/", probes.close_twice),
     path("hold/", probes.hold),
+    path("browser/", pages.browser),
 ]

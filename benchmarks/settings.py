@@ -1,0 +1,7 @@
+"""The demo's settings, with a switch for what is measured with and without."""
+
+from demows_project.settings import *  # noqa: F403
+from demows_project.settings import REALTIME as DEMO
+from demows_project.settings import env
+
+REALTIME = {**DEMO, "CONNECTION_REGISTRY": env.bool("REALTIME_CONNECTION_REGISTRY", default=True)}
