@@ -1,5 +1,6 @@
 """The demo's settings. What differs from machine to machine is read from the environment."""
 
+import json
 from pathlib import Path
 
 import environ
@@ -28,6 +29,7 @@ INSTALLED_APPS = [
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
+    "demows_project.views.content_security_policy",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
@@ -68,6 +70,7 @@ REDIS_URL = env.str("REDIS_URL", default="")
 if REDIS_URL:
     from redis.asyncio.retry import Retry
     from redis.backoff import NoBackoff
+    from redis.retry import Retry as BlockingRetry
 
     _host = {
         "address": REDIS_URL,
@@ -80,6 +83,20 @@ if REDIS_URL:
     CHANNEL_LAYERS = {
         "default": {"BACKEND": "channels_redis.pubsub.RedisPubSubChannelLayer", "CONFIG": {"hosts": [_host]}}
     }
+    _cache_options = {
+        "serializer": json,  # Django's own is pickle: whoever can write to Redis could run code here
+        "socket_connect_timeout": 1,
+        "socket_timeout": 1,
+        "retry": BlockingRetry(NoBackoff(), 1),
+    }
+    # For the page's board. Without Redis it is in Django's default, the process's memory.
+    CACHES = {
+        "default": {
+            "BACKEND": "django.core.cache.backends.redis.RedisCache",
+            "LOCATION": REDIS_URL,
+            "OPTIONS": _cache_options,
+        }
+    }
 else:
     CHANNEL_LAYERS = {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer", "CONFIG": {"capacity": 1_000_000}}}
 REALTIME = {"HEARTBEAT_INTERVAL": env.float("REALTIME_HEARTBEAT_INTERVAL", default=5.0)}
@@ -88,7 +105,9 @@ LANGUAGE_CODE = "en-us"
 TIME_ZONE = "UTC"
 USE_TZ = True
 STATIC_URL = "static/"
+STATICFILES_DIRS = [("docs", BASE_DIR / "docs")]  # the page links to them
 WHITENOISE_USE_FINDERS = True  # plain Daphne serves no static files, and nothing is collected for a demo
+WHITENOISE_MIMETYPES = {".md": "text/plain"}
 
 LOGGING = {
     "version": 1,
