@@ -70,4 +70,4 @@ def quiet(page: Page) -> Iterator[None]:
     page.on("console", note)
     page.on("pageerror", lambda error: said.append(f"uncaught: {error}"))
     yield
-    assert not said
+    assert not said, said
