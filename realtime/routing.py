@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterable
 from typing import Any
 
+from django.conf import settings as django_settings
 from django.urls import path
 
 from .conf import get_settings
@@ -48,8 +49,9 @@ def with_realtime(application: Any, *, paths: Iterable[str] = ("/ws/",)) -> Any:
 
 
 def _local_path(scope: Any) -> str:
-    """Return the path below the prefix that the application is mounted at."""
-    return str(scope["path"]).removeprefix(scope.get("root_path", "").rstrip("/"))
+    """Return the path below the prefix that the site is mounted at, by the setting or by the server."""
+    prefix = django_settings.FORCE_SCRIPT_NAME or scope.get("root_path", "")
+    return str(scope["path"]).removeprefix(prefix.rstrip("/"))
 
 
 async def refuse(scope: Any, receive: Any, send: Any) -> None:

@@ -153,7 +153,7 @@ class Topic:
             raise ValueError("the topic 'heartbeat' is the server's own; run_heartbeats publishes on it")
         if self._data is None:
             return to_json(data, inf_nan_mode="null").decode()
-        return self._data.dump_json(self._data.validate_python(data)).decode()
+        return self._data.dump_json(self._data.validate_python(data), by_alias=True).decode()
 
 
 _topics: dict[str, Topic] = {}

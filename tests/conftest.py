@@ -7,6 +7,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from .live import SERVERS, Redis, Server, running
@@ -14,6 +15,12 @@ from .postgres import Postgres
 
 # A runner in the background of a shell ignores SIGINT, and would hand that down to the servers.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# How fast a machine is says nothing about the code.
+hypothesis.settings.register_profile(
+    "demows", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow], print_blob=True
+)
+hypothesis.settings.load_profile("demows")
 
 ALLOWED_SKIPS = Path(__file__).resolve().parent.parent / ".ci" / "allowed-skips"
 

@@ -22,7 +22,7 @@ from django.contrib.auth.models import User
 from django.core.management import CommandError, call_command
 from django.test import Client as Browser
 from django.test.utils import override_script_prefix
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from jsonschema import Draft7Validator
 from jsonschema.exceptions import best_match
@@ -500,7 +500,6 @@ def test_publication_that_does_not_fit_is_none(change: Any) -> None:
     assert payloads.of({**frame, **change}) == []
 
 
-@pytest.mark.xfail(reason="Topic.encode() names fields by their names, and handlers by their aliases", strict=True)
 async def test_fields_with_aliases_are_published_by_them() -> None:
     Topic("prices", Price, public=True)
     async with connected() as client:
@@ -533,6 +532,7 @@ def request_payloads() -> Payloads:
 @given(near_requests | near_prices)
 def test_requests_are_those_that_the_server_takes(frame: Any) -> None:
     text = json.dumps(frame)
+    assume("NaN" not in text and "Infinity" not in text)  # which Python writes, and which are no JSON
     try:
         taken = bool(parse(text))
     except RequestError:

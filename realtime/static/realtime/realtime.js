@@ -227,23 +227,27 @@ class RealtimeClient extends EventTarget {
 
   /** Do what is to be done after the connection, or the attempt at one, ended with `code`. */
   #lost(code, reason, after = reconnectAfter(code)) {
-    const now = this.#clock.now();
-    if (this.#openedAt !== null && now - this.#openedAt >= this.#options.backoff.stable) {
-      this.#failures = 0;
-      this.#revived = false;
-    }
+    this.#assess();
     let delay = null;
     if (after === "backoff") delay = this.#jitter();
     if (after === "later") {
       delay = LATER + this.#jitter(LATER);
-      this.#notBefore = now + delay;
+      this.#notBefore = this.#clock.now() + delay;
     }
     this.#failures += 1;
     this.#end(delay === null ? "closed" : "waiting", { code, reason, delay });
   }
 
+  /** Forget the failures before a connection that has lasted. */
+  #assess() {
+    if (this.#openedAt === null || this.#clock.now() - this.#openedAt < this.#options.backoff.stable) return;
+    this.#failures = 0;
+    this.#revived = false;
+  }
+
   /** Be without a connection until an event ends that: the browser is online, the page is shown. */
   #pause(state, reason) {
+    this.#assess();
     if (this.#state === "open" || this.#state === "connecting") {
       this.#end(state, { code: INTERRUPTED, reason, delay: null });
     } else if (this.#state === "waiting") {
