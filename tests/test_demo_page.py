@@ -272,7 +272,9 @@ async def test_frame_shows_its_json_on_demand(browser: Browser, site: Site) -> N
         row = frame(page, "in", "echo_response")
         await row.locator("summary").click()
         await expect(row.locator("pre")).to_contain_text('"data": {\n    "echo": "Hello"\n  }')
-        await row.locator("summary").focus()
+        await page.locator("#list").focus()
+        await page.keyboard.press("ArrowDown")
+        await expect(row.locator("summary")).to_be_focused()
         await page.keyboard.press("Enter")
         await expect(row.locator("pre")).to_be_hidden()
 
@@ -316,6 +318,15 @@ async def test_disconnected_page_connects_again_with_its_topics(browser: Browser
         await expect(topic(page, "board")).to_contain_text("received")
         await echo(page, "back")
         assert await page.locator("#topics li").count() == 1
+
+
+async def test_page_waits_while_the_browser_is_offline(browser: Browser, site: Site) -> None:
+    async with opened(browser, site.http) as page:
+        await page.context.set_offline(True)
+        await expect(page.locator("#state")).to_have_text("Offline")
+        await expect(page.locator("#since")).to_have_text("until the browser is online")
+        await page.context.set_offline(False)
+        await echo(page, "back")
 
 
 @pytest.mark.parametrize("kind", SERVERS)

@@ -33,7 +33,8 @@ export class Board {
   #choice(colour) {
     const input = element("input", { type: "radio", name: "colour", value: colour, checked: colour === this.#colour });
     input.addEventListener("change", () => (this.#colour = colour));
-    return element("label", { className: "swatch", "data-colour": colour, title: colour }, input, element("span", { className: "unseen" }, colour));
+    const name = element("span", { className: "unseen" }, colour);
+    return element("label", { className: "swatch", "data-colour": colour, title: colour }, input, name);
   }
 
   #cell(row, column) {

@@ -39,12 +39,15 @@ export class Frames {
     link.addEventListener("state", ({ detail }) => {
       if (!TOLD.includes(detail.state)) this.#add({ direction: "event", type: detail.state });
     });
-    link.addEventListener("close", ({ detail }) => this.#add({ direction: "event", type: "close", content: ended(detail) }));
+    link.addEventListener("close", ({ detail }) => {
+      this.#add({ direction: "event", type: "close", content: ended(detail) });
+    });
     $("pause").addEventListener("click", () => this.#pause(!this.#paused));
     $("clear").addEventListener("click", () => this.#clear());
     $("pretty").addEventListener("change", () => {
       for (const details of $("list").querySelectorAll("details")) details.open = $("pretty").checked;
     });
+    $("list").addEventListener("keydown", (event) => this.#move(event));
     this.#count();
   }
 
@@ -76,7 +79,8 @@ export class Frames {
       const text = element("span", {}, element("b", {}, type), content ?? "");
       return element("li", { className: direction }, element("p", {}, ...head, text));
     }
-    const details = element("details", {}, element("summary", {}, ...head, element("code", {}, ...oneLine(content))));
+    const summary = element("summary", { tabIndex: -1 }, ...head, element("code", {}, ...oneLine(content)));
+    const details = element("details", {}, summary);
     details.addEventListener("toggle", () => {
       if (details.open && details.childElementCount === 1) {
         details.append(element("pre", {}, JSON.stringify(content, null, 2)));
@@ -84,6 +88,16 @@ export class Frames {
     });
     details.open = $("pretty").checked;
     return element("li", { className: direction }, details);
+  }
+
+  /** Move the focus with the arrow keys: the list is one stop for Tab, not two hundred. */
+  #move(event) {
+    const summaries = [...$("list").querySelectorAll("summary")];
+    const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+    const next = step && summaries[summaries.indexOf(document.activeElement) + step];
+    if (!next) return;
+    event.preventDefault();
+    next.focus();
   }
 
   #pause(paused) {
