@@ -16,6 +16,9 @@ from .live import TIMEOUT, Server, running
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
+one_server = pytest.mark.parametrize("server", ["uvicorn"], indirect=True)
+"""For what is between the page and the browser: the kind of server makes no difference."""
+
 FROM_BACK = {"ignore_default_args": ["--disable-back-forward-cache"]}
 """Launch a browser that keeps pages for "back", as Playwright's would not."""
 
@@ -72,11 +75,13 @@ async def test_thousand_publications_arrive_in_order(browser: Browser, server: S
         assert await page.evaluate("noted.data.map(({ number }) => number)") == list(range(1_000))
 
 
+@one_server
 async def test_policy_of_nonces_lets_the_module_in(browser: Browser, server: Server) -> None:
     async with opened(browser, server, query="?nonce") as page:
         await follow(page)
 
 
+@one_server
 async def test_heartbeats_arrive(browser: Browser, server: Server) -> None:
     async with opened(browser, server) as page:
         await follow(page, "heartbeat")
@@ -110,6 +115,7 @@ async def test_refused_subscriptions_are_told(browser: Browser, server: Server) 
         ]
 
 
+@one_server
 async def test_two_handlers_share_a_subscription(browser: Browser, server: Server) -> None:
     async with opened(browser, server) as page:
         await page.evaluate("window.one = follow('news'); window.two = follow('news')")
@@ -122,6 +128,7 @@ async def test_two_handlers_share_a_subscription(browser: Browser, server: Serve
         assert answer == "NOT_SUBSCRIBED"
 
 
+@one_server
 async def test_handler_that_throws_is_reported_and_disturbs_nobody(browser: Browser, server: Server) -> None:
     async with opened(browser, server) as page:
         await page.evaluate(
@@ -164,7 +171,8 @@ async def test_client_survives_a_server_that_is_killed(
     browser: Browser, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with running(kind) as server:
-        monkeypatch.setattr("tests.live.free_port", lambda: server.port)
+        port = server.port
+        monkeypatch.setattr("tests.live.free_port", lambda: port)
         async with opened(browser, server) as page:
             await follow(page)
             server.signal(signal.SIGKILL)
@@ -175,6 +183,7 @@ async def test_client_survives_a_server_that_is_killed(
             assert {close["code"] for close in await page.evaluate("noted.closes.slice(0, 4)")} == {1006}
 
 
+@pytest.mark.parametrize("kind", ["uvicorn"], indirect=True)
 async def test_client_leaves_a_server_that_is_frozen(browser: Browser, kind: str) -> None:
     with running(kind) as server:
         async with opened(browser, server, "{hurry: 50}") as page:
@@ -189,6 +198,7 @@ async def test_client_leaves_a_server_that_is_frozen(browser: Browser, kind: str
             await until(page, "client.state === 'open' && noted.subscribed.length > 1")
 
 
+@one_server
 async def test_client_drops_the_connection_when_offline_and_is_back_at_once(browser: Browser, server: Server) -> None:
     async with opened(browser, server) as page:
         await follow(page)
@@ -200,11 +210,12 @@ async def test_client_drops_the_connection_when_offline_and_is_back_at_once(brow
         assert (await page.evaluate("noted.closes"))[0]["reason"] == "the browser is offline"
 
 
+@one_server
 async def test_page_that_is_left_is_kept_and_connects_when_it_is_back(server: Server) -> None:
     async with launched(**FROM_BACK) as browser, opened(browser, server) as page:
         await follow(page)
         await page.evaluate("window.addEventListener('pageshow', ({ persisted }) => { noted.persisted = persisted; })")
-        await page.goto(f"http://127.0.0.1:{server.port}/healthz")
+        await page.goto(f"http://127.0.0.1:{server.port}/browser/?another")
         await page.go_back(wait_until="commit")
         await until(page, "noted.persisted === true")
         await assert_subscribed(page, server, 2)
@@ -233,6 +244,7 @@ async def test_close_tells_the_server_why(browser: Browser, server: Server) -> N
         assert await page.evaluate("client.state") == "closed"
 
 
+@one_server
 async def test_client_that_is_refused_keeps_trying(browser: Browser, server: Server) -> None:
     async with tab(browser, f"http://127.0.0.1:{server.port}/browser/") as page:
         await page.evaluate("start({ url: '/nothing-here/' })")

@@ -165,6 +165,18 @@ describe("coming back", () => {
     assert.deepEqual((await delaysOf(all, 3)).slice(-3), [2_000, 4_000, 8_000]);
   });
 
+  test("begins anew after a connection that lasted until the browser was offline", async () => {
+    const all = await started({ random: 1 });
+    await delaysOf(all, 3);
+    all.socket.open();
+    await all.clock.pass(10_000);
+    all.window.setOnline(false);
+    all.window.setOnline(true);
+    await settled();
+    all.socket.end(1006);
+    assert.equal(all.closes.at(-1).delay, 1_000);
+  });
+
   test("takes at least 10 s after 1013, and clients that were refused together come apart", async () => {
     assert.deepEqual(await delaysOf(await started({ random: 0 }), 2, 1013), [10_000, 10_000]);
     assert.deepEqual(await delaysOf(await started({ random: 1 }), 6, 1013), [
