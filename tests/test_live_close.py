@@ -259,6 +259,17 @@ async def test_client_that_never_answers_a_close_is_freed_whether_it_reads_or_no
     await server.assert_calm(start)
 
 
+async def test_client_that_answers_a_close_late_is_not_reset_meanwhile(server: Server) -> None:
+    async with Raw(server.port) as client:
+        await client.open()
+        await close(server, 4500, reason="late")
+        assert await client.closed() == (4500, "late")
+        with pytest.raises(TimeoutError):  # nothing more comes: neither a frame nor the end
+            await asyncio.wait_for(client.frame(), 1.5)
+        await client.send(raw.frame(raw.CLOSE, (4500).to_bytes(2)))
+        await client.ended()
+
+
 async def test_client_that_does_not_read_but_says_goodbye_is_freed(server: Server) -> None:
     await eventually(lambda: sockets(server) == 0)
     async with Raw(server.port, receive_buffer=4096) as slow:
