@@ -255,7 +255,7 @@ async def test_close_connections_fails_within_its_bound_during_the_outage(system
             began = time.monotonic()
             command = system.manage("close_connections")
             assert await wait(command) == 1
-            assert time.monotonic() - began < 10
+            assert time.monotonic() - began < 20  # Python has to start, too
             assert "CommandError: the channel layer failed" in command.output
             assert "Traceback" not in command.output
         for client in connected:
@@ -322,7 +322,7 @@ async def test_server_stops_in_time_during_the_outage(kind: str, outage: Outage)
                 codes = {await client.closed() for client in connected}
                 assert codes == {(1001, "server shutdown")} if kind == "daphne" else {(1012, "")}
                 assert await wait(server) == (0 if kind == "daphne" else -signal.SIGTERM)
-                assert time.monotonic() - began < 10
+                assert time.monotonic() - began < 20  # Python has to start, too
 
 
 async def test_broadcaster_stops_in_time_during_the_outage(outage: Outage, redis: Redis) -> None:

@@ -118,6 +118,9 @@ def _run_uvicorn(host: str, port: int, workers: int) -> None:
         # Compression costs memory and CPU a connection, and no two clients could be written the same bytes.
         ws_per_message_deflate=False,
         timeout_graceful_shutdown=5,
+        # A worker is killed that answers its supervisor later than this. Importing a site may take longer than
+        # uvicorn's own 5 s on a machine that is busy.
+        timeout_worker_healthcheck=60,
     )
 
 
