@@ -6,8 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,6 +13,8 @@ from ..live import ROOT, TIMEOUT, Process, free_port
 
 INSTALL_TIMEOUT = 240.0
 """Seconds that pip may take, which may have to download."""
+START_TIMEOUT = 60.0
+"""Seconds that a server and a command may take: what they import is compiled the first time."""
 EXTRAS = "daphne,redis,uvicorn"
 UNSET = ("DJANGO_SETTINGS_MODULE", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
 """What a process in an environment of its own is not to inherit from the tests."""
@@ -33,7 +33,7 @@ def newest_python() -> str | None:
     """Return a Python that the newest Django takes (3.12 or newer), the newest there is; None where there is none."""
     names = [f"python3.{minor}" for minor in range(20, 11, -1)]
     installed = sorted(Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")).glob("versions/3.*/bin/python3.??"))
-    found = [shutil.which(name) for name in names] + [str(path) for path in installed]
+    found = [sys.executable] + [shutil.which(name) for name in names] + [str(path) for path in installed]
     versions: dict[tuple[int, ...], str] = {}
     for path in filter(None, found):
         asked = [path, "-c", "import sys, venv, ssl, sqlite3; print(*sys.version_info[:2])"]
@@ -44,6 +44,12 @@ def newest_python() -> str | None:
     return versions[newest] if newest >= (3, 12) else None
 
 
+def start(*command: str, directory: Path, **env: str) -> Process:
+    """Start a process in ``directory``, which is where both servers look for modules first."""
+    unset = [option for name in UNSET for option in ("--unset", name)]
+    return Process("env", *unset, "--chdir", str(directory), *(f"{k}={v}" for k, v in env.items()), *command)
+
+
 class Installation:
     """Be a virtual environment with the wheel in it. Ask ``wait()`` before anything else."""
 
@@ -51,49 +57,34 @@ class Installation:
         self.directory = directory
         python = newest_python() if newest_django else sys.executable
         assert python is not None
-        subprocess.run([python, "-m", "venv", "--without-pip", str(directory)], check=True, timeout=TIMEOUT)
+        subprocess.run([python, "-m", "venv", "--without-pip", str(directory)], check=True, timeout=START_TIMEOUT)
         constraints = directory / "constraints.txt"
         lines = (ROOT / "requirements.txt").read_text().splitlines()
         # The newest Django is whatever it is today; all else is what the project's own tests run with.
         constraints.write_text("\n".join(line for line in lines if not (newest_django and line.startswith("Django=="))))
         pip = [sys.executable, "-m", "pip", "--python", self.program("python"), "install", "--quiet", "--no-compile"]
-        self._pip = self.start(*pip, "--constraint", str(constraints), f"{wheel}[{EXTRAS}]", directory=directory)
+        self._pip = start(*pip, "--constraint", str(constraints), f"{wheel}[{EXTRAS}]", directory=directory)
 
-    def wait(self) -> Installation:
-        """Wait until everything is installed."""
-        try:
-            assert self._pip.wait(INSTALL_TIMEOUT) == 0, self._pip.output
-        finally:
-            self._pip.stop()
-        return self
+    def wait(self) -> None:
+        """Wait until everything is installed. Raises ``AssertionError`` when that fails."""
+        assert self._pip.wait(INSTALL_TIMEOUT) == 0, self._pip.output
+
+    def stop(self) -> None:
+        """Stop installing, if that is not over."""
+        self._pip.stop()
 
     def program(self, name: str) -> str:
         """Return the path of a program of the environment."""
         return str(self.directory / "bin" / name)
 
-    def start(self, *command: str, directory: Path, **env: str) -> Process:
-        """Start a process in ``directory``, which is where both servers look for modules first."""
-        unset = [option for name in UNSET for option in ("--unset", name)]
-        return Process("env", *unset, "--chdir", str(directory), *(f"{k}={v}" for k, v in env.items()), *command)
-
-    def run(self, name: str, *arguments: str, directory: Path, timeout: float = 60.0, **env: str) -> str:
+    def run(self, name: str, *arguments: str, directory: Path, **env: str) -> str:
         """Run a program of the environment, and return its output. Raises ``AssertionError`` when it fails."""
-        process = self.start(self.program(name), *arguments, directory=directory, **env)
+        process = start(self.program(name), *arguments, directory=directory, **env)
         try:
-            assert process.wait(timeout) == 0, process.output
+            assert process.wait(START_TIMEOUT) == 0, process.output
         finally:
             process.stop()
         return process.output
-
-
-@contextmanager
-def stopping(*processes: Process) -> Iterator[None]:
-    """Stop processes after a ``with`` block."""
-    try:
-        yield
-    finally:
-        for process in processes:
-            process.stop()
 
 
 class Site:
@@ -155,16 +146,8 @@ class ShopServer:
             "uvicorn": [python, "-m", "uvicorn", "--port", port, *options],
             "wsgi": [python, "-c", WSGI, port],
         }[kind]
-        self.process = site.installation.start(*command, directory=site.directory, **{**site.env, **env})
+        self.process = start(*command, directory=site.directory, **{**site.env, **env})
 
     def wait_until_up(self) -> ShopServer:
-        self.process.wait_for_line(UP[self.kind])
+        self.process.wait_for_line(UP[self.kind], START_TIMEOUT)
         return self
-
-    @property
-    def http(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    @property
-    def ws(self) -> str:
-        return f"ws://127.0.0.1:{self.port}"
