@@ -30,18 +30,18 @@ def publish_changes(
     def name_for(row: Any) -> str | None:
         return topic.format_map(_Fields(row)) if isinstance(topic, str) else topic(row)
 
-    def changed(row: Any, change: Change) -> None:
+    def changed(row: Any, change: Change, using: str) -> None:
         name = name_for(row)
         data = None if name is None else serialize(row, change)
         if name is not None and data is not None:
-            publish(name, data, on_commit=True)
+            publish(name, data, on_commit=using)
 
-    def saved(*, instance: Any, created: bool, raw: bool, **_: Any) -> None:
+    def saved(*, instance: Any, created: bool, raw: bool, using: str, **_: Any) -> None:
         if not raw:  # a fixture's rows may refer to others that are not there yet
-            changed(instance, "created" if created else "updated")
+            changed(instance, "created" if created else "updated", using)
 
-    def deleted(*, instance: Any, **_: Any) -> None:
-        changed(instance, "deleted")
+    def deleted(*, instance: Any, using: str, **_: Any) -> None:
+        changed(instance, "deleted", using)
 
     def decorate(model: M) -> M:
         post_save.connect(saved, sender=model, weak=False)

@@ -45,15 +45,16 @@ def _layer_config(alias: str) -> tuple[str, dict[str, Any]] | None:
 def check_channel_layer(**_: Any) -> list[CheckMessage]:
     """Check that there is a channel layer, and that it holds what the hub needs it to hold."""
     try:
-        layer = _layer_config(get_settings().CHANNEL_LAYER)
+        alias = get_settings().CHANNEL_LAYER
+        layer = _layer_config(alias)
     except ImproperlyConfigured:
         return []  # E002 or E003 says so
     if layer is None:
         return [
             Error(
-                "realtime has no channel layer.",
-                hint="Set CHANNEL_LAYERS in the settings, e.g. to "
-                "{'default': {'BACKEND': 'channels_redis.pubsub.RedisPubSubChannelLayer', "
+                f"realtime has no channel layer: CHANNEL_LAYERS has no {alias!r}.",
+                hint=f"Set CHANNEL_LAYERS in the settings, e.g. to {{{alias!r}: "
+                "{'BACKEND': 'channels_redis.pubsub.RedisPubSubChannelLayer', "
                 "'CONFIG': {'hosts': ['redis://localhost:6379']}}}; REALTIME['CHANNEL_LAYER'] names another alias.",
                 id="realtime.E001",
             )

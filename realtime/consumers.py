@@ -121,7 +121,7 @@ class RealtimeConsumer(AsyncJsonWebsocketConsumer):
             await self.close()
             return
         if not origin_allowed(self.scope):
-            logger.info("event=refused reason=origin path=%.200r", self.scope["path"])
+            logger.warning("event=refused reason=origin path=%.200r", self.scope["path"])
             await self.close()
             return
         self._identity = await identify(self.scope)

@@ -11,7 +11,7 @@ import logging
 from typing import Any
 
 from django.contrib.auth.decorators import login_not_required
-from django.core.exceptions import RequestDataTooBig
+from django.core.exceptions import ImproperlyConfigured, RequestDataTooBig
 from django.db import DatabaseError
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.views.decorators.csrf import csrf_exempt
@@ -89,7 +89,7 @@ def _key(request: HttpRequest) -> PublishKey:
         raise Refused(401, "KEY_MISSING", "send the key as 'Authorization: Bearer <key>'")
     try:
         key = PublishKey.find(text.strip())
-    except DatabaseError as error:
+    except (DatabaseError, ImproperlyConfigured) as error:
         logger.error("event=publish_key_unreadable error=%r", error)
         raise Refused(503, "DATABASE_UNAVAILABLE", "the key cannot be read at the moment") from None
     if key is None:

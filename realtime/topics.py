@@ -107,9 +107,11 @@ class Topic:
         data = None if self.on_subscribe is None else await call(self.on_subscribe, user, **parameters)
         return None if data is None else self.encode(data)
 
-    def publish(self, data: Any, *, on_commit: bool = False, **parameters: Any) -> None:
+    def publish(self, data: Any, *, on_commit: bool | str = False, **parameters: Any) -> None:
         """
         Send ``data`` to every subscriber, on every server; ``on_commit`` waits for the transaction's commit.
+
+        It is True for a transaction of the default database, or the alias of another database.
 
         The parameters are those of the topic's name: ``orders.publish(data, order_id=42)``.
 
@@ -121,16 +123,17 @@ class Topic:
         publishing.refuse_running_loop("publish")
         name, payload = self.format(**parameters), self.encode(data)
         if on_commit:
-            transaction.on_commit(self._sender(name, payload), robust=True)
+            transaction.on_commit(self._sender(name, payload), using=_alias(on_commit), robust=True)
         else:
             publishing.publish_payload(name, payload)
 
-    async def apublish(self, data: Any, *, on_commit: bool = False, **parameters: Any) -> None:
+    async def apublish(self, data: Any, *, on_commit: bool | str = False, **parameters: Any) -> None:
         """Do what ``publish`` does, on a running event loop."""
         name, payload = self.format(**parameters), self.encode(data)
         if on_commit:
             # The transaction, if there is one, belongs to the thread that Django's synchronous code runs on.
-            await sync_to_async(transaction.on_commit)(self._sender(name, payload), robust=True)
+            sender = self._sender(name, payload)
+            await sync_to_async(transaction.on_commit)(sender, using=_alias(on_commit), robust=True)
         else:
             await publishing.apublish_payload(name, payload)
 
@@ -154,6 +157,10 @@ class Topic:
         if self._data is None:
             return to_json(data, inf_nan_mode="null").decode()
         return self._data.dump_json(self._data.validate_python(data), by_alias=True).decode()
+
+
+def _alias(on_commit: bool | str) -> str | None:
+    return on_commit if isinstance(on_commit, str) else None
 
 
 _topics: dict[str, Topic] = {}
@@ -210,7 +217,7 @@ def _known(name: str) -> tuple[Topic, dict[str, Any]]:
     return found
 
 
-def publish(topic: str, data: Any, *, on_commit: bool = False) -> None:
+def publish(topic: str, data: Any, *, on_commit: bool | str = False) -> None:
     """
     Send ``data`` to every subscriber of the topic called ``topic``.
 
@@ -220,7 +227,7 @@ def publish(topic: str, data: Any, *, on_commit: bool = False) -> None:
     found.publish(data, on_commit=on_commit, **parameters)
 
 
-async def apublish(topic: str, data: Any, *, on_commit: bool = False) -> None:
+async def apublish(topic: str, data: Any, *, on_commit: bool | str = False) -> None:
     """Do what ``publish`` does, on a running event loop."""
     found, parameters = _known(topic)
     await found.apublish(data, on_commit=on_commit, **parameters)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import pytest
 
 from .live import SERVERS, Client, Redis, eventually
-from .shop.installed import Installation, ShopServer, Site, build_wheel, newest_python
+from .shop.installed import Installation, ShopServer, Site, build_wheel
 from .shop.visitor import Visitor, ask
 
 PREFIX = "/shop"
@@ -48,8 +48,7 @@ def installations(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str
     directory = tmp_path_factory.mktemp("installed")
     wheel = build_wheel(directory)
     found = {"pinned": Installation(directory / "pinned", wheel)}
-    if newest_python() is not None:
-        found["newest"] = Installation(directory / "newest", wheel, newest_django=True)
+    found["newest"] = Installation(directory / "newest", wheel, newest_django=True)
     try:
         for installation in found.values():
             installation.wait()
@@ -77,8 +76,6 @@ def site(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Site]:
     """The shop, with people and orders in its database."""
-    if request.param not in installations:
-        pytest.skip("no Python 3.12 or newer is installed, which the newest Django needs")
     site = Site(installations[request.param], tmp_path_factory.mktemp("shop"), layer.url)
     try:
         site.facts.update(json.loads(site.script(PREPARE)))

@@ -163,7 +163,8 @@ def _repair_protocol(protocol_class: Any) -> None:
             handle_reply(self, message)
 
     def close_with_any_code(self: Any, code: int | None = None) -> None:
-        close(self, code or CloseCode.NORMAL, "")
+        # Daphne itself gives no code when a connection is a day old (--websocket_timeout): clients are to come back.
+        close(self, code or CloseCode.GOING_AWAY, "")
 
     @functools.wraps(on_close)
     def closed_with_code(self: Any, wasClean: bool, code: int | None, reason: str | None) -> None:

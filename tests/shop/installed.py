@@ -29,8 +29,8 @@ def build_wheel(directory: Path) -> Path:
 
 
 @lru_cache(maxsize=1)
-def newest_python() -> str | None:
-    """Return a Python that the newest Django takes (3.12 or newer), the newest there is; None where there is none."""
+def newest_python() -> str:
+    """Return the newest Python there is, which takes the newest Django of all."""
     names = [f"python3.{minor}" for minor in range(20, 11, -1)]
     installed = sorted(Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")).glob("versions/3.*/bin/python3.??"))
     found = [sys.executable] + [shutil.which(name) for name in names] + [str(path) for path in installed]
@@ -41,7 +41,7 @@ def newest_python() -> str | None:
         if answer.returncode == 0:  # pyenv has commands for what is not switched on, which fail
             versions[tuple(map(int, answer.stdout.split()))] = path
     newest = max(versions, default=(0,))
-    return versions[newest] if newest >= (3, 12) else None
+    return versions.get(newest, sys.executable)
 
 
 def start(*command: str, directory: Path, **env: str) -> Process:

@@ -40,6 +40,7 @@ class Command(BaseCommand):
         local = is_local(configured_layer())
         server = server or ("uvicorn" if workers > 1 else "daphne")
         self._refuse_nonsense(server, workers, local)
+        _application()
         self._prepare_database()
         self._greet(host, port)
         # uvicorn ends by raising the signal that stopped it again, which must not skip the clean-up below.
@@ -96,6 +97,8 @@ class Command(BaseCommand):
 
 
 def _application() -> str:
+    if not getattr(settings, "ASGI_APPLICATION", None):
+        raise CommandError("ASGI_APPLICATION is not set, e.g. to 'mysite.asgi.application'.")
     module, _, name = settings.ASGI_APPLICATION.rpartition(".")
     return f"{module}:{name}"
 
