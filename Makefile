@@ -1,7 +1,7 @@
 # `make serve` runs the demo server, `make test` the tests; both set up all they need first.
 PYTHON ?= python3
 BIN := .venv/bin
-JOBS ?= 3
+JOBS ?= 2
 
 .PHONY: serve test lint format bench clean
 

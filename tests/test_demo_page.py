@@ -251,7 +251,7 @@ async def test_topic_that_is_not_there_or_taken_is_said_to_be(browser: Browser, 
 
 async def test_frames_are_bounded_paused_and_cleared(browser: Browser, site: Site) -> None:
     async with opened(browser, site.http) as page:
-        await page.get_by_label(re.compile("^Measure")).uncheck()
+        await page.locator("#measure").uncheck()
         await page.evaluate("for (let i = 0; i < 150; i += 1) document.getElementById('echo').requestSubmit()")
         await expect(page.locator("#list li")).to_have_count(200)
         await page.get_by_role("button", name="Pause").click()
@@ -268,7 +268,7 @@ async def test_frames_are_bounded_paused_and_cleared(browser: Browser, site: Sit
 
 async def test_frame_shows_its_json_on_demand(browser: Browser, site: Site) -> None:
     async with opened(browser, site.http) as page:
-        await page.get_by_label(re.compile("^Measure")).uncheck()
+        await page.locator("#measure").uncheck()
         await page.get_by_role("button", name="Unsubscribe from heartbeat").click()
         await echo(page, "Hello")
         row = frame(page, "in", "echo_response")
