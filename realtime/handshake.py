@@ -171,14 +171,23 @@ async def _identity_of_session(scope: Any) -> Identity:
     scope["user"] = None
     if not (apps.is_installed("django.contrib.auth") and apps.is_installed("django.contrib.sessions")):
         return Identity()
-    cookies = "; ".join(value.decode("latin-1") for name, value in scope["headers"] if name == b"cookie")
-    key = parse_cookie(cookies).get(django_settings.SESSION_COOKIE_NAME)
+    key = session_key_in(cookies_of(scope))
     if not key:
         scope["user"] = _nobody()
         return Identity()
     scope["user"] = await bounded(get_threads().run_queued(_load_user, key), USER_TIMEOUT)
     _say_readable()
     return Identity(session=session_digest(key) if is_signed_in(scope["user"]) else None)
+
+
+def cookies_of(scope: Any) -> str:
+    """Return the cookies that a request carries, as one header would."""
+    return "; ".join(value.decode("latin-1") for name, value in scope.get("headers", ()) if name == b"cookie")
+
+
+def session_key_in(cookies: str) -> str | None:
+    """Return the key of the session that ``cookies`` name, or None."""
+    return parse_cookie(cookies).get(django_settings.SESSION_COOKIE_NAME)
 
 
 def is_signed_in(user: Any) -> bool:

@@ -305,9 +305,11 @@ class Hub:
         self._newest_slot = event.slot
         self.last_beat = time.monotonic()
         frames: dict[int, bytes] = {}
-        if (group := self.link.groups.get(TOPIC_HEARTBEAT)) is not None:
-            group.last = event.sent_at
-        for connection in self.subscribers(TOPIC_HEARTBEAT):
+        group = self.link.groups.get(TOPIC_HEARTBEAT)
+        if group is None:
+            return
+        group.last = event.sent_at
+        for connection in tuple(group.subscribers):
             uptime = connection.uptime
             if uptime not in frames:
                 frames[uptime] = text_frame(encode_heartbeat(event.sent_at, uptime))

@@ -19,10 +19,10 @@ from django.conf import settings as django_settings
 from django.core.signals import request_finished, request_started
 from django.db import transaction
 from django.db.models.signals import post_delete, post_save, pre_save
-from django.http import parse_cookie
 
 from .conf import get_settings
 from .events import CloseEvent, session_digest
+from .handshake import cookies_of, session_key_in
 from .hub import find_hub
 from .layers import configured_layer, is_local
 from .protocol import CloseCode
@@ -36,8 +36,8 @@ LONGEST_WAIT = 0.9
 WATCHED = frozenset({"password", "is_active"})
 """The fields of a user on which the right to stay connected depends."""
 
-_cookies: ContextVar[str] = ContextVar("realtime_cookies", default="")
-"""The cookies of the HTTP request that is being handled."""
+_cookies: ContextVar[Callable[[], str]] = ContextVar("realtime_cookies", default=str)
+"""Returns the cookies of the HTTP request that is being handled: few requests need them read."""
 
 
 def connect_signals() -> None:
@@ -64,20 +64,20 @@ def connect_signals() -> None:
 
 def note_request(scope: Any) -> None:
     """Remember whose request is being handled in this context: an ASGI request's."""
-    _cookies.set("; ".join(value.decode("latin-1") for name, value in scope.get("headers", ()) if name == b"cookie"))
+    _cookies.set(partial(cookies_of, scope))
 
 
 def _request_started(*, environ: dict[str, Any] | None = None, **_: Any) -> None:
     if environ is not None:  # WSGI's; what an ASGI handler sends this in is a context of its own
-        _cookies.set(environ.get("HTTP_COOKIE", ""))
+        _cookies.set(lambda: str(environ.get("HTTP_COOKIE", "")))
 
 
 def _request_finished(**_: Any) -> None:
-    _cookies.set("")
+    _cookies.set(str)
 
 
 def _session_of_request() -> str | None:
-    key = parse_cookie(_cookies.get()).get(django_settings.SESSION_COOKIE_NAME)
+    key = session_key_in(_cookies.get()())
     return session_digest(key) if key else None
 
 
