@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 JOBS ?= 2
 
-.PHONY: serve test lint format bench clean
+.PHONY: serve test lint format bench soak clean
 
 serve: .venv/installed
 	DEBUG=$${DEBUG-1} $(BIN)/python manage.py serve $(ARGS)
@@ -26,6 +26,9 @@ format: .venv/installed
 
 bench: .venv/installed
 	$(BIN)/python -m benchmarks $(ARGS)
+
+soak: .venv/installed
+	$(BIN)/python -m benchmarks.soak $(ARGS)
 
 clean:
 	rm -rf .venv .coverage* htmlcov .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

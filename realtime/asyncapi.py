@@ -53,6 +53,7 @@ ERRORS = {
     ErrorCode.TOPIC_NOT_FOUND: "no such topic, whatever string it is",
     ErrorCode.FORBIDDEN: "the topic exists, and this user may not subscribe; or this user may not ask",
     ErrorCode.TOO_MANY_SUBSCRIPTIONS: "more topics than one connection may hold (128 by default)",
+    ErrorCode.RATE_LIMITED: "more requests than the limit allows; carries the `reqId` wherever one could be read",
     ErrorCode.ASKED_BY_CLIENT: "an echo with `err` true",
     ErrorCode.UNKNOWN_MESSAGE_TYPE: "`type` is missing or unknown; carries no `reqId`",
     ErrorCode.BAD_REQUEST: "not JSON, not an object, `type` not a string, a mandatory field missing, a field of the "

@@ -12,6 +12,8 @@ from django.core.signals import setting_changed
 from pydantic import BaseModel, ConfigDict, Field, ImportString, ValidationError
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+PerSecond = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Limit = Annotated[int, Field(ge=1)]
 
 
 class Settings(BaseModel):
@@ -37,8 +39,36 @@ class Settings(BaseModel):
     """Whether logging out, changing a password and deactivating or deleting a user close connections."""
     CONNECTION_REGISTRY: bool = True
     """Whether to keep a table of who is connected, for the admin."""
+    AUTHENTICATION_TIMEOUT: Seconds = 2.0
+    """Seconds that finding out who connects may take; after that the connection is accepted without a user."""
+    OUTBOX_LIMIT: Annotated[int, Field(ge=1 << 17)] = 1 << 20
+    """Bytes that may wait for one client to read them; one for which more would is closed with 3008."""
+    WRITE_TIMEOUT: Seconds = 10.0
+    """Seconds in which a client that something waits for must read some of it, or it is closed with 3008."""
+    MAX_MESSAGE_SIZE: Annotated[int, Field(ge=1024)] = 1 << 16
+    """Bytes that a message from a client may have; a client that sends more is closed with 1009."""
+    RATE_LIMIT: PerSecond | None = 100.0
+    """Requests a second that one client may send in the long run, pings counted as well; None for any number."""
+    RATE_BURST: Annotated[int, Field(ge=1)] = 1000
+    """Requests that one client may send at once; over that it is answered `RATE_LIMITED`, and read from more slowly."""
+    FLOOD_TIMEOUT: Seconds = 10.0
+    """Seconds after which a client that does not stop sending more than it may is closed with 1008."""
+    MAX_CONNECTIONS: Limit | None = 10_000
+    """Connections that one server process takes; more are refused with 503. None for any number."""
+    MAX_CONNECTIONS_PER_ADDRESS: Limit | None = None
+    """Connections that one process takes from one client address (of IPv6, from one /64); more are refused with 429."""
+    MAX_CONNECTIONS_PER_USER: Limit | None = None
+    """Connections that one process takes of one signed-in user; more are refused with 429."""
+    TRUSTED_HOPS: Annotated[int, Field(ge=0)] = 0
+    """Proxies of your own in front, each of which appends to `X-Forwarded-For`; 0 takes the address of the peer."""
+    FIRST_MESSAGE_TIMEOUT: Seconds | None = None
+    """Seconds in which a client must have sent a message, or it is closed with 1008."""
+    MAX_CONNECTION_AGE: Seconds | None = 86_400.0
+    """Seconds after which a connection is closed with 1001, or up to a tenth earlier, so that few end at once."""
+    DRAIN_SECONDS: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 2.0
+    """Seconds over which clients are closed with 1001 when the server is told to stop."""
     DRAIN_TIMEOUT: Seconds = 5.0
-    """Seconds that clients have to leave when the server stops; those still there then are dropped."""
+    """Seconds that clients then have to leave; those still there after that are dropped."""
 
 
 def get_settings() -> Settings:

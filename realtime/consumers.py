@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -11,11 +12,14 @@ from typing import Any
 from channels.consumer import AsyncConsumer
 from channels.generic.websocket import AsyncJsonWebsocketConsumer
 
+from .connection import Connection
 from .exceptions import RequestError, RequestRefused
 from .handlers import Caller, handlers
-from .handshake import Identity, identify, origin_allowed, peer_of
-from .hub import Connection, get_hub
+from .handshake import Identity, identify, is_signed_in, origin_allowed, peer_of
+from .hub import get_hub
+from .limits import DRAINING, Count, Refusal, address_of
 from .link import JOIN_TIMEOUT, Group
+from .logs import complain
 from .protocol import (
     SUBPROTOCOL,
     TOPIC_HEARTBEAT,
@@ -45,7 +49,7 @@ from .protocol import (
     parse,
     response_type,
 )
-from .servers import binary_frame, greet, text_frame, wire_for
+from .servers import LINGER, binary_frame, deny, greet, prepare, text_frame, wire_for
 from .topics import Topic, find_topic, match_topic
 
 logger = logging.getLogger("realtime.consumers")
@@ -53,8 +57,8 @@ logger = logging.getLogger("realtime.consumers")
 FRAMES_A_TURN = 32
 """Frames that one connection may have handled before others get a turn on the event loop."""
 
-LINGER = 5.0
-"""Seconds that a client has to read what was sent before its connection ended."""
+LONGEST_PAUSE = 1.0
+"""Seconds between two looks at whether a client that has to wait is still there."""
 
 RESPONSES: dict[type[Message], Callable[..., Response]] = {
     EchoRequest: EchoResponse,
@@ -94,13 +98,19 @@ class RealtimeConsumer(AsyncJsonWebsocketConsumer):
         self._receive = receive
         self._began = time.monotonic()
         self._identity = Identity()
+        self._address = address_of(scope, self.hub.settings.TRUSTED_HOPS)
+        self._user = ""
         greet(scope, receive)
+        prepare(scope, receive, self.hub.settings.MAX_MESSAGE_SIZE)
         try:
-            await self._serve(receive)
+            await self._enter(receive)
+        except asyncio.CancelledError:
+            if not self.hub.aborted:  # else it was the hub, for a handler that holds up the server's stop
+                raise
         except OSError as error:  # what servers raise when the client has gone
             logger.debug("event=client_gone connection=%s error=%r", self.id, error)
-        except Exception:
-            logger.exception("event=connection_failed connection=%s", self.id)
+        except Exception as error:  # noqa: BLE001 - a subclass is the site's own code
+            complain(logger, logging.ERROR, "event=connection_failed", "connection=%s", self.id, error=error)
             await self._fail()
 
     @property
@@ -113,22 +123,40 @@ class RealtimeConsumer(AsyncJsonWebsocketConsumer):
         """The hub's channel on the layer; None until the layer was reached."""
         return self.hub.link.channel
 
-    async def _serve(self, receive: Any) -> None:
+    async def _enter(self, receive: Any) -> None:
+        """Let the connection in if the limits allow that, and serve it."""
         message = await receive()
         if message["type"] != "websocket.connect":  # gone before it began
             return
-        if self.hub.draining:
-            await self.close()
+        refusal = DRAINING if self.hub.draining else self.hub.door.enter(self._address)
+        if refusal is not None:
+            await self._refuse(refusal)
             return
+        try:
+            await self._serve(message, receive)
+        finally:
+            self.hub.door.leave(self._address, self._user)
+
+    async def _serve(self, message: Any, receive: Any) -> None:
         if not origin_allowed(self.scope):
-            logger.warning("event=refused reason=origin path=%.200r", self.scope["path"])
+            self.hub.counts[Count.REFUSED_ORIGIN] += 1
+            complain(logger, logging.WARNING, "event=refused reason=origin", "path=%.200r", self.scope["path"])
             await self.close()
             return
         self._identity = await identify(self.scope)
+        if not self._identity.known:
+            self.hub.counts[Count.UNIDENTIFIED] += 1
+        user = self.scope["user"]
+        key = str(getattr(user, "pk", "")) if is_signed_in(user) else ""
+        if (refusal := self.hub.door.enter_as(key)) is not None:
+            await self._refuse(refusal)
+            return
+        self._user = key
         code: int = CloseCode.INTERRUPTED
         try:
             if self._identity.refused:  # a browser's page is told nothing of a handshake that is refused
-                logger.info("event=refused reason=token path=%.200r", self.scope["path"])
+                self.hub.counts[Count.REFUSED_TOKEN] += 1
+                complain(logger, logging.INFO, "event=refused reason=token", "path=%.200r", self.scope["path"])
                 await self.accept(self._subprotocol())
                 await self.close(CloseCode.POLICY_VIOLATION, "token refused")
             else:
@@ -136,19 +164,30 @@ class RealtimeConsumer(AsyncJsonWebsocketConsumer):
             if self.connection is not None:
                 code = await self._receive_frames(receive)
         finally:
-            if self.connection is not None:
-                self.hub.disconnected(self.connection)
-                if self.connection.wire.buffered:  # else the server would wait for ever for a client that does not read
-                    self.hub.loop.call_later(LINGER, self.connection.abort)
-                logger.info(
-                    "event=disconnected connection=%s code=%s seconds=%d", self.id, code, self.connection.uptime
-                )
+            if (connection := self.connection) is not None:
+                code = connection.closed_with or code
+                if code == CloseCode.MESSAGE_TOO_BIG:
+                    self.hub.counts[Count.TOO_BIG] += 1
+                self.hub.disconnected(connection)
+                if connection.wire.buffered:  # else the server would wait for ever for a client that does not read
+                    self.hub.loop.call_later(LINGER, connection.abort)
+                logger.info("event=disconnected connection=%s code=%s seconds=%d", self.id, code, connection.uptime)
             await self.disconnect(code)
+
+    async def _refuse(self, refusal: Refusal) -> None:
+        """Refuse the handshake as ``refusal`` says, or accept and close with 1013 where the server cannot."""
+        self.hub.counts[refusal.counted_as] += 1
+        complain(logger, logging.WARNING, f"event=refused reason={refusal.cause}", "path=%.200r", self.scope["path"])
+        if not await deny(self.scope, self.base_send, refusal.status, refusal.retry_after):
+            await AsyncConsumer.send(self, {"type": "websocket.accept", "subprotocol": self._subprotocol()})
+            code = CloseCode.TRY_AGAIN_LATER
+            await AsyncConsumer.send(self, {"type": "websocket.close", "code": code, "reason": refusal.reason})
 
     async def _receive_frames(self, receive: Any) -> int:
         """Handle frames until the connection ends. Return the close code."""
         connection = self.connection
         assert connection is not None
+        bucket = connection.bucket
         frames = 0
         while True:
             message = await receive()
@@ -156,11 +195,32 @@ class RealtimeConsumer(AsyncJsonWebsocketConsumer):
                 code = message.get("code")
                 return CloseCode.NO_STATUS if code is None else int(code)
             if not connection.wire.closed:
-                await self.websocket_receive(message)
+                connection.silent_until = math.inf
+                if bucket is not None and (wait := bucket.take()):
+                    await self._limit(connection, message, wait)
+                else:
+                    await self.websocket_receive(message)
             # receive() does not give way while frames wait.
             frames += 1
             if frames % FRAMES_A_TURN == 0:
                 await asyncio.sleep(0)
+
+    async def _limit(self, connection: Connection, message: Any, wait: float) -> None:
+        """Answer a request that is over the limit, and read the next one in ``wait`` seconds."""
+        self.hub.counts[Count.RATE_LIMITED] += 1
+        complain(logger, logging.WARNING, "event=rate_limited", "connection=%s", connection.id)
+        frame = message.get("text")
+        try:
+            req_id = parse(frame if frame is not None else message.get("bytes") or "").req_id
+        except RequestError as error:
+            req_id = error.req_id
+        settings = self.hub.settings
+        text = f"at most {settings.RATE_LIMIT:g} requests a second, and {settings.RATE_BURST} at once"
+        await self.send_json(ErrorMessage(message=text, code=ErrorCode.RATE_LIMITED, req_id=req_id))
+        if not connection.close_flooder():
+            connection.pause_reading(wait)
+            while (left := connection.paused_until - time.monotonic()) > 0 and not connection.wire.gone:
+                await asyncio.sleep(min(left, LONGEST_PAUSE))
 
     async def _fail(self) -> None:
         """End a connection whose handling failed: with 1011, or before it was accepted with a refusal."""
@@ -191,7 +251,9 @@ class RealtimeConsumer(AsyncJsonWebsocketConsumer):
         """Accept the connection; from now on the hub knows it."""
         await super().accept(subprotocol, headers)
         wire = wire_for(self.scope, self._receive, self.base_send)
-        self.connection = Connection(wire, peer_of(self.scope, self._identity))
+        peer = peer_of(self.scope, self._identity, self._address)
+        self.connection = Connection(wire, peer, self.hub.settings, self.hub.counts)
+        self.connection.task = asyncio.current_task()
         self.hub.connected(self.connection, since=self._began)
         logger.debug("event=connected connection=%s path=%r", self.id, self.scope.get("path"))
 
@@ -218,11 +280,15 @@ class RealtimeConsumer(AsyncJsonWebsocketConsumer):
             else:
                 async with asyncio.timeout(self.hub.settings.HANDLER_TIMEOUT):
                     await self.handle(request)
-        except (Exception, asyncio.CancelledError):
+        except (Exception, asyncio.CancelledError) as error:
             task = asyncio.current_task()
             if task is None or task.cancelling():  # else the site's code awaited something that was cancelled
                 raise
-            logger.exception("event=handler_failed connection=%s request=%s", self.id, request.type)
+            self.hub.counts[Count.HANDLER_FAULTS] += 1
+            topic = find_topic(request.topic) if isinstance(request, SubscribeRequest) else None
+            what = f"request={request.type} topic={repr(topic.name) if topic is not None else '-'}"
+            kind = f"event=handler_failed {what} error={type(error).__name__}"
+            complain(logger, logging.ERROR, kind, "connection=%s", self.id, error=error)
             self._answer_error(request, ErrorCode.INTERNAL_ERROR, "the server failed to handle the request")
 
     async def send(self, text_data: str | None = None, bytes_data: bytes | None = None, close: Any = False) -> None:
@@ -270,6 +336,7 @@ class RealtimeConsumer(AsyncJsonWebsocketConsumer):
             self._answer_error(request, ErrorCode.ALREADY_SUBSCRIBED, "already subscribed to this topic")
         elif len(connection.topics) >= self.hub.settings.MAX_SUBSCRIPTIONS:
             limit = self.hub.settings.MAX_SUBSCRIPTIONS
+            self.hub.counts[Count.TOO_MANY_SUBSCRIPTIONS] += 1
             self._answer_error(request, ErrorCode.TOO_MANY_SUBSCRIPTIONS, f"a connection may hold {limit} topics")
         elif not (topic.public or self._identity.known):
             self._answer_error(request, ErrorCode.INTERNAL_ERROR, "the server could not read who you are")
@@ -277,6 +344,7 @@ class RealtimeConsumer(AsyncJsonWebsocketConsumer):
             self._answer_error(request, ErrorCode.FORBIDDEN, "not allowed to subscribe to this topic")
         else:
             group = await self.hub.link.join(name)
+            group.latest = topic.latest
             first = await self._first(topic, parameters, group)
             # No await from here on: nothing may be delivered before the answer, and nothing missed after it.
             self._answer(SubscribeResponse(req_id=request.req_id, data=SubscribeResponseData(topic=name)))
@@ -346,4 +414,4 @@ class RealtimeConsumer(AsyncJsonWebsocketConsumer):
 
     def _write(self, frame: bytes) -> None:
         assert self.connection is not None
-        self.connection.wire.write(frame)
+        self.connection.write(frame)

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple, TypeVar, get_type_hints
 from django.core.exceptions import ImproperlyConfigured
 from pydantic import BaseModel, TypeAdapter
 
+from .connection import Connection
 from .guards import Authorize, allows
-from .hub import Connection
 from .protocol import SiteRequest, add_request
 from .threads import call
 

@@ -25,15 +25,13 @@ from django.utils.functional import empty
 from django.utils.http import is_same_domain
 
 from .conf import get_settings
+from .connection import Peer
 from .events import session_digest
-from .hub import Peer
 from .layers import bounded
 from .threads import get_threads
 
 logger = logging.getLogger("realtime.handshake")
 
-USER_TIMEOUT = 2.0
-"""Seconds that reading the user may take."""
 TOKEN_OFFER = "token."
 """What a subprotocol that a client offers begins with when the rest is its token: a browser can set no header."""
 _unreadable = False
@@ -101,7 +99,7 @@ async def identify(scope: Any) -> Identity:
     token = token_of(scope) if get_settings().AUTHENTICATE is not None else None
     try:
         if token is not None:
-            scope["user"] = await bounded(_authenticate(token), USER_TIMEOUT)
+            scope["user"] = await bounded(_authenticate(token), get_settings().AUTHENTICATION_TIMEOUT)
             identity = Identity(refused=scope["user"] is None)
             _say_readable()
         elif "user" in scope:
@@ -175,7 +173,8 @@ async def _identity_of_session(scope: Any) -> Identity:
     if not key:
         scope["user"] = _nobody()
         return Identity()
-    scope["user"] = await bounded(get_threads().run_queued(_load_user, key), USER_TIMEOUT)
+    timeout = get_settings().AUTHENTICATION_TIMEOUT
+    scope["user"] = await bounded(get_threads().run_queued(_load_user, key), timeout)
     _say_readable()
     return Identity(session=session_digest(key) if is_signed_in(scope["user"]) else None)
 
@@ -195,7 +194,7 @@ def is_signed_in(user: Any) -> bool:
     return user is not None and bool(getattr(user, "is_authenticated", False))
 
 
-def peer_of(scope: Any, identity: Identity) -> Peer:
+def peer_of(scope: Any, identity: Identity, address: str) -> Peer:
     """Return what the hub is to know of who connects."""
     user = scope["user"]
     user_id = username = ""
@@ -207,7 +206,7 @@ def peer_of(scope: Any, identity: Identity) -> Peer:
         user_id=user_id,
         username=username,
         session=identity.session,
-        address=str((scope.get("client") or [""])[0]),
+        address=address,
         path=str(scope["path"])[:255],
         user_agent=agents[0][:255] if agents else "",
     )
@@ -232,7 +231,7 @@ def _load_user(session_key: str) -> Any:
 
 def install() -> None:
     """
-    Let Channels' ``AuthMiddleware`` pass a WebSocket on when the user cannot be read, or not within 2 s.
+    Let Channels' ``AuthMiddleware`` pass a WebSocket on when the user cannot be read, or not in time.
 
     By itself it ends the handshake with an exception, which servers answer with 500. Whoever looks at the user all
     the same gets the exception that Channels raises for a user that is not there yet.
@@ -249,7 +248,7 @@ def install() -> None:
             await resolve_scope(self, scope)
             return
         try:
-            await bounded(resolve_scope(self, scope), USER_TIMEOUT)
+            await bounded(resolve_scope(self, scope), get_settings().AUTHENTICATION_TIMEOUT)
         except Exception as error:  # noqa: BLE001 - each database raises its own kind
             _say_unreadable(error)
 

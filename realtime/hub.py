@@ -15,14 +15,15 @@ import os
 import socket
 import time
 import uuid
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from . import servers
 from .conf import Settings, get_settings
+from .connection import Connection, Peer
 from .events import (
     AckEvent,
     BeatEvent,
@@ -35,9 +36,14 @@ from .events import (
     next_slot,
 )
 from .layers import configured_layer
+from .limits import SPARE_DESCRIPTORS, Count, Counts, Door, descriptors
 from .link import Group, Held, Link
+from .logs import tell_repetitions
 from .protocol import TOPIC_HEARTBEAT, CloseCode, encode_heartbeat, encode_publication
-from .servers import Wire, text_frame
+from .servers import text_frame
+from .servers.signals import before_stop
+
+__all__ = ["Connection", "Hub", "Peer", "find_hub", "get_hub", "observers"]
 
 logger = logging.getLogger("realtime.hub")
 
@@ -45,81 +51,24 @@ FAREWELL = (int(CloseCode.GOING_AWAY), "server shutdown")
 """The code and the reason that connections are closed with when the hub stops."""
 SAME_SLOT = 60.0
 """A beat that lags behind the newest by up to these seconds is a repetition; one further behind, a clock put back."""
-
-
 REPORTED_TOPICS = 1000
 """The most topics that a report names."""
-HELD_LIMIT = 1 << 20
-"""The most bytes that are kept back for a connection that fetches a snapshot."""
 RECENT_CLOSES = 100
 """How many closes by user or session are remembered for handshakes that are under way."""
 FLUSH_TIME = 1.0
 """Seconds after its end was told in which a session may still be found in the database."""
 KEY_CHANGED = ""
 """Stands for a session whose key was changed under a connection, which was allowed to stay."""
-
-
-class Peer(NamedTuple):
-    """
-    Say who is at the other end of a connection, as found out at the handshake.
-
-    ``user_id`` is the primary key as text, empty where nobody signed in; ``session`` the digest of the session that
-    signed in, None where another credential did.
-    """
-
-    user_id: str = ""
-    username: str = ""
-    session: str | None = None
-    address: str = ""
-    path: str = ""
-    user_agent: str = ""
-
-
-class Connection:
-    """Be one accepted connection, as the hub knows it."""
-
-    __slots__ = ("__weakref__", "connected_at", "id", "opened", "peer", "topics", "wire")
-
-    def __init__(self, wire: Wire, peer: Peer = Peer()) -> None:  # noqa: B008 - it is immutable
-        self.id = str(uuid.uuid4())
-        self.wire = wire
-        self.peer = peer
-        self.connected_at = time.time()
-        self.opened = time.monotonic()
-        self.topics: dict[str, Group] = {}
-
-    @property
-    def uptime(self) -> int:
-        """The connection's age in whole seconds."""
-        return int(time.monotonic() - self.opened)
-
-    # A wire does not raise. One that does all the same must not keep the hub from the other connections.
-
-    def write(self, frame: bytes) -> None:
-        """Write one frame."""
-        try:
-            self.wire.write(frame)
-        except Exception:
-            logger.exception("event=write_failed connection=%s", self.id)
-            self.abort()
-
-    def close(self, code: int, reason: str) -> None:
-        """Close with ``code`` and ``reason``; 1006 drops the TCP connection instead."""
-        if code == CloseCode.INTERRUPTED:
-            self.abort()
-            return
-        try:
-            self.wire.close(code, reason)
-        except Exception:
-            logger.exception("event=close_failed connection=%s", self.id)
-            self.abort()
-
-    def abort(self) -> None:
-        """Drop the TCP connection."""
-        try:
-            self.wire.abort()
-        except Exception:
-            logger.exception("event=abort_failed connection=%s", self.id)
+LOOK_INTERVAL = 1.0
+"""Seconds between two looks at every connection: at its age, and at what waits for it."""
+CONNECTIONS_A_TURN = 500
+"""Connections that are looked at before others get a turn on the event loop."""
+DRAIN_STEP = 0.1
+"""Seconds between two batches of clients that are closed when the server is told to stop."""
+LEAVE_INTERVAL = 0.02
+"""Seconds between two looks at whether all clients have left."""
+DRAIN_BATCH = 50
+"""The fewest clients in a batch: a small server has no need to take its time."""
 
 
 class Observer(Protocol):
@@ -156,6 +105,9 @@ class Hub:
         self.id = uuid.uuid4().hex
         self.name = f"{socket.gethostname()}:{os.getpid()}"
         self.draining = False
+        """Whether the server was told to stop: nobody is let in any more."""
+        self.counts: Counts = Counter()
+        self.door = Door(settings)
         self.connections: dict[str, Connection] = {}
         self.loop = asyncio.get_running_loop()
         self.last_beat = 0.0
@@ -164,6 +116,12 @@ class Hub:
         self._recent_closes: deque[tuple[float, CloseEvent]] = deque(maxlen=RECENT_CLOSES)
         """Closes by user or session with when they came, for handshakes that are under way meanwhile."""
         self._nobody_left = asyncio.Event()
+        self._leaving: list[Connection] = []
+        """Connections that have ended here, and whose TCP connection the server has not ended yet."""
+        self._drained = False
+        self.aborted = False
+        """Whether everybody was dropped, so that the server can stop."""
+        self._forget_signals: Callable[[], None] = lambda: None
         self._newest_slot = 0.0
         self._beat_timer: asyncio.TimerHandle | None = None
 
@@ -172,32 +130,82 @@ class Hub:
     def start(self) -> None:
         """Begin to deliver. The layer need not be there yet."""
         servers.stop_hooks.append(self.stop)
+        self._forget_signals = before_stop(self.loop, self.drain, self.abort_all)
         self.observers = [observer for make in observers if (observer := make(self)) is not None]
+        most = self.settings.MAX_CONNECTIONS
+        if most is not None and (files := descriptors()) < most + SPARE_DESCRIPTORS:
+            logger.warning("event=few_descriptors limit=%d max_connections=%d", files, most)
         self.link.start()
+        self.link.spawn(self._look_after_connections())
 
-    async def stop(self) -> None:
+    async def drain(self) -> None:
         """
-        Close every connection, drop those that have not left after ``DRAIN_TIMEOUT``, and leave the layer.
+        Close every connection, batch by batch, and drop those that have not left after ``DRAIN_TIMEOUT``.
 
         From the first moment on new connections are refused.
         """
         self.draining = True
         self._nobody_left.clear()
-        for connection in list(self.connections.values()):
-            connection.close(*FAREWELL)
+        waiting = list(self.connections.values())
+        steps = max(1, math.ceil(self.settings.DRAIN_SECONDS / DRAIN_STEP))
+        size = max(DRAIN_BATCH, math.ceil(len(waiting) / steps)) if self.settings.DRAIN_SECONDS else len(waiting)
+        while waiting:
+            batch, waiting = waiting[:size], waiting[size:]
+            for connection in batch:
+                connection.close(*FAREWELL)
+            if waiting and not self._nobody_left.is_set():
+                await asyncio.sleep(DRAIN_STEP)
         try:
-            if self.connections:
-                async with asyncio.timeout(self.settings.DRAIN_TIMEOUT):
+            async with asyncio.timeout(self.settings.DRAIN_TIMEOUT):
+                if self.connections:
                     await self._nobody_left.wait()
+                while self._still_leaving() and not self.aborted:
+                    await asyncio.sleep(LEAVE_INTERVAL)
         except TimeoutError:
-            logger.info("event=drain_timeout dropped=%d", len(self.connections))
-            for connection in list(self.connections.values()):
-                connection.abort()
+            self.abort_all()
+        self._drained = True
+
+    def _still_leaving(self) -> bool:
+        self._leaving = [connection for connection in self._leaving if not connection.wire.gone]
+        return bool(self._leaving)
+
+    def abort_all(self) -> None:
+        """Drop every connection at once, and wait for none any more."""
+        self.draining = self.aborted = True
+        self._still_leaving()
+        left = [*self.connections.values(), *self._leaving]
+        if left:
+            logger.warning("event=drain_aborted dropped=%d", len(left))
+            self.counts[Count.DRAIN_ABORTED] += len(left)
+        for connection in left:
+            connection.abort()
+            if connection.task is not None:  # it may hang in a handler
+                connection.task.cancel()
+        self._nobody_left.set()
+
+    async def stop(self) -> None:
+        """Drain, if that was not done, and leave the layer."""
+        self._forget_signals()
+        if not self._drained:
+            await self.drain()
         if self._beat_timer is not None:
             self._beat_timer.cancel()
         if self.stop in servers.stop_hooks:
             servers.stop_hooks.remove(self.stop)
         await asyncio.gather(self.link.stop(), *(observer.stop() for observer in self.observers))
+
+    async def _look_after_connections(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_INTERVAL)
+            tell_repetitions()
+            self._still_leaving()
+            everybody = list(self.connections.values())
+            while everybody:
+                now = time.monotonic()
+                for connection in everybody[-CONNECTIONS_A_TURN:]:
+                    connection.look_after(now)
+                del everybody[-CONNECTIONS_A_TURN:], connection  # or else the last one would be kept alive
+                await asyncio.sleep(0)
 
     # Connections and their topics
 
@@ -220,6 +228,9 @@ class Hub:
 
     def disconnected(self, connection: Connection) -> None:
         """Forget a connection and all its subscriptions."""
+        connection.detach()
+        if not connection.wire.gone:
+            self._leaving.append(connection)
         for topic in list(connection.topics):
             self._remove(connection, topic)
         if self.connections.pop(connection.id, None) is not None:
@@ -262,6 +273,7 @@ class Hub:
         if group is None:
             return False
         del group.subscribers[connection]
+        connection.forget(topic)
         self.link.leave_if_unwanted(group)
         return True
 
@@ -290,14 +302,20 @@ class Hub:
             return
         group.last = event.sent_at
         frame = text_frame(encode_publication(event.topic, event.payload, event.sent_at))
-        for connection in tuple(group.subscribers):
-            connection.write(frame)
+        if group.latest:
+            for connection in tuple(group.subscribers):
+                connection.write_latest(group.topic, frame)
+        else:
+            for connection in tuple(group.subscribers):
+                connection.write(frame)
         for connection, held in group.held.items():
+            if group.latest:
+                held.clear()
             held.frames.append(frame)
             held.size += len(frame)
-            if held.size > HELD_LIMIT:
-                held.frames.clear()
-                connection.close(CloseCode.SLOW_CONSUMER, "slow consumer")
+            if held.size > self.settings.OUTBOX_LIMIT:
+                held.clear()
+                connection.close_slow("full")
 
     def _beat(self, event: BeatEvent) -> None:
         if 0 <= self._newest_slot - event.slot < SAME_SLOT:
@@ -313,7 +331,7 @@ class Hub:
             uptime = connection.uptime
             if uptime not in frames:
                 frames[uptime] = text_frame(encode_heartbeat(event.sent_at, uptime))
-            connection.write(frames[uptime])
+            connection.write_latest(TOPIC_HEARTBEAT, frames[uptime])
 
     def _schedule_beat(self) -> None:
         now = time.time()

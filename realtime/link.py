@@ -16,7 +16,7 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
-from .events import ALL_GROUP, CHANNEL_PREFIX, Event, PingEvent, from_message, group_name
+from .events import ALL_GROUP, CHANNEL_PREFIX, Event, PingEvent, PublicationEvent, from_message, group_name
 from .exceptions import LayerUnavailable
 from .layers import bounded, is_local, reconnect, renewal_interval
 
@@ -36,6 +36,8 @@ PING_AGAIN = (0.05, 0.1, 0.2, 0.4)
 """Seconds after which a ping that has not come back is sent again, in turn."""
 LONGEST_TURN = 0.005
 """Seconds that a burst of events may take before others on the event loop get a turn."""
+LARGEST_TURN = 1 << 16
+"""Bytes of publications that a burst may bring before the servers get a turn to write them."""
 
 
 async def open_channel(layer: Any) -> str:
@@ -55,6 +57,10 @@ class Held:
         self.frames: list[bytes] = []
         self.size = 0
 
+    def clear(self) -> None:
+        self.frames.clear()
+        self.size = 0
+
 
 class Group:
     """Be a topic's subscribers in this process, and the membership of its group on the layer."""
@@ -65,6 +71,7 @@ class Group:
         "joined",
         "joining",
         "last",
+        "latest",
         "leaving",
         "lock",
         "name",
@@ -82,6 +89,8 @@ class Group:
         """What is kept back for connections that fetch a snapshot before they subscribe."""
         self.last = 0.0
         """When the newest event that arrived here was published (seconds since the epoch)."""
+        self.latest = False
+        """Whether only the newest publication counts, for clients that cannot keep up."""
         self.since = 0.0
         """When the first of those who subscribe now did so (``time.monotonic``)."""
         self.joining = 0
@@ -359,6 +368,7 @@ class Link:
     async def _receive_for_ever(self, channel: str) -> None:
         failures = 0
         turn_began = self.loop.time()
+        size = 0
         while True:
             try:
                 message = await self.layer.receive(channel)
@@ -369,29 +379,40 @@ class Link:
                 await asyncio.sleep(BACKOFF[min(failures, len(BACKOFF)) - 1] if failures else 0)
                 failures += 1
                 continue
-            self.handle(message)
+            size += self.handle(message)
             # receive() does not give way while messages wait.
-            if self.loop.time() - turn_began > LONGEST_TURN:
-                await asyncio.sleep(0)
-                turn_began = self.loop.time()
+            if size > LARGEST_TURN or self.loop.time() - turn_began > LONGEST_TURN:
+                await self._give_way(size)
+                turn_began, size = self.loop.time(), 0
 
-    def handle(self, message: Any) -> None:
-        """Act on one message of the layer. Raises nothing: what is not understood is logged once a kind."""
+    @staticmethod
+    async def _give_way(size: int) -> None:
+        # A turn writes to each client what its socket takes, on Daphne 128 KiB at most.
+        for _ in range(1 + size // LARGEST_TURN):
+            await asyncio.sleep(0)
+
+    def handle(self, message: Any) -> int:
+        """
+        Act on one message of the layer, and return how much is to be written because of it, for each subscriber.
+
+        Raises nothing: what is not understood is logged once a kind.
+        """
         try:
             event = from_message(message)
         except ValueError:
             fields = message if isinstance(message, dict) else {}
             self._say_once(f"{fields.get('type')!r:.80}/{fields.get('kind')!r:.80}", "unknown_event")
-            return
+            return 0
         if isinstance(event, PingEvent):
             arrived = self._pings.get(event.nonce)
             if arrived is not None and not arrived.done():
                 arrived.set_result(None)
-            return
+            return 0
         try:
             self._on_event(event)
         except Exception:
             logger.exception("event=event_failed kind=%s", event.kind)
+        return len(event.payload) if isinstance(event, PublicationEvent) else 0
 
     def _say_once(self, what: str, event: str) -> None:
         if what not in self._said and len(self._said) < 100:

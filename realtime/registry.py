@@ -27,7 +27,8 @@ from django.db.models.functions import Now
 from django.utils.timezone import make_naive
 
 from . import servers
-from .hub import Connection, Hub, observers
+from .connection import Connection
+from .hub import Hub, observers
 from .layers import bounded
 from .models import Connection as ConnectionRow
 from .models import ServerProcess, Subscription

@@ -16,6 +16,8 @@ from pydantic import TypeAdapter
 from pydantic_core import to_json
 
 from . import publishing
+from .conf import get_settings
+from .connection import LARGE
 from .exceptions import UnknownTopic
 from .guards import Authorize, allows
 from .patterns import Pattern
@@ -47,6 +49,8 @@ class Topic:
     ``on_subscribe(user, **parameters)``, sync or async, returns what a new subscriber is sent first, as a publication,
     or None. What is published meanwhile follows it, and may be in it already.
 
+    With ``latest`` only the newest publication counts: a client that reads too slowly is not sent those between.
+
     ``report_gaps`` tells subscribers when something was lost on the way.
 
     Raises ``ImproperlyConfigured`` for a name that cannot be, or one that is taken, and for a topic
@@ -61,6 +65,7 @@ class Topic:
         authorize: Authorize | str | None = None,
         public: bool = False,
         on_subscribe: Callable[..., Any] | None = None,
+        latest: bool = False,
         report_gaps: bool = False,
     ) -> None:
         if not 0 < len(name) <= MAX_NAME:
@@ -82,6 +87,7 @@ class Topic:
         self.authorize = authorize
         self.public = public
         self.on_subscribe = on_subscribe
+        self.latest = latest
         self.report_gaps = report_gaps
         self._data: TypeAdapter[Any] | None = None if model is None else TypeAdapter(model)
         _register(self)
@@ -115,8 +121,9 @@ class Topic:
 
         The parameters are those of the topic's name: ``orders.publish(data, order_id=42)``.
 
-        Raises ``ValueError`` when they do not fit, ``pydantic.ValidationError`` when ``data`` does not fit the
-        topic's model, ``pydantic_core.PydanticSerializationError`` when it is not JSON, ``LayerUnavailable`` when the
+        Raises ``ValueError`` when they do not fit, or when the data does not leave 64 KiB of ``OUTBOX_LIMIT``,
+        ``pydantic.ValidationError`` when ``data`` does not fit the topic's model,
+        ``pydantic_core.PydanticSerializationError`` when it is not JSON, ``LayerUnavailable`` when the
         channel layer does not take it within 2 s (with ``on_commit`` that is logged instead, as the
         transaction is over by then), and ``SynchronousOnlyOperation`` on a running event loop.
         """
@@ -155,8 +162,13 @@ class Topic:
         if self.name == TOPIC_HEARTBEAT:
             raise ValueError("the topic 'heartbeat' is the server's own; run_heartbeats publishes on it")
         if self._data is None:
-            return to_json(data, inf_nan_mode="null").decode()
-        return self._data.dump_json(self._data.validate_python(data), by_alias=True).decode()
+            payload = to_json(data, inf_nan_mode="null")
+        else:
+            payload = self._data.dump_json(self._data.validate_python(data), by_alias=True)
+        # A client may be sent that much even while other frames wait that the server has no trouble with.
+        if len(payload) > (limit := get_settings().OUTBOX_LIMIT - LARGE):
+            raise ValueError(f"the data is {len(payload)} bytes as JSON, and at most {limit} can be published")
+        return payload.decode()
 
 
 def _alias(on_commit: bool | str) -> str | None:
@@ -233,4 +245,4 @@ async def apublish(topic: str, data: Any, *, on_commit: bool | str = False) -> N
     await found.apublish(data, on_commit=on_commit, **parameters)
 
 
-heartbeat = Topic(TOPIC_HEARTBEAT, public=True)
+heartbeat = Topic(TOPIC_HEARTBEAT, public=True, latest=True)

@@ -103,12 +103,14 @@ def _part(reason: str = "", status: str = OK, **figures: Any) -> Part:
 
 def hub_part(hub: Hub) -> Part:
     """Say whether this process takes connections. A limit on their number is another reason not to."""
-    connections = len(hub.connections)
+    figures: dict[str, Any] = {"connections": len(hub.connections)}
+    if hub.counts:
+        figures["counts"] = dict(hub.counts)
     if not hub.link.running:
-        return _part("stopped", UNAVAILABLE, connections=connections)
+        return _part("stopped", UNAVAILABLE, **figures)
     if hub.draining:
-        return _part("draining", UNAVAILABLE, connections=connections)
-    return _part(connections=connections)
+        return _part("draining", UNAVAILABLE, **figures)
+    return _part(**figures)
 
 
 def heartbeat_part(hub: Hub) -> Part:

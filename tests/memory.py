@@ -14,9 +14,11 @@ from channels.layers import BaseChannelLayer, InMemoryChannelLayer, channel_laye
 from channels.testing import WebsocketCommunicator
 from hypothesis import strategies as st
 
+from realtime.connection import Connection
 from realtime.consumers import RealtimeConsumer
 from realtime.events import ALL_GROUP, group_name
-from realtime.hub import Connection, Hub, _hubs, get_hub
+from realtime.hub import Hub, _hubs, get_hub
+from realtime.logs import _complaints
 from realtime.servers.base import payload_of
 from realtime.threads import get_threads
 from realtime.topics import _patterns, _topics
@@ -31,6 +33,7 @@ async def clean_process() -> AsyncIterator[None]:
     declared, patterns = dict(_topics), {key: list(topics) for key, topics in _patterns.items()}
     use_layer(Layer())
     get_threads.cache_clear()
+    _complaints.clear()
     yield
     hub = _hubs.get(asyncio.get_running_loop())
     if hub is not None:
@@ -218,9 +221,11 @@ class ListWire:
     """A wire that keeps what is written to it."""
 
     def __init__(self) -> None:
-        self.on_writable: Callable[[], None] | None = None
+        self.listener: Any = None
         self.closed = False
         self.aborted = False
+        self.gone = True
+        self.reading = True
         self.buffered = 0
         self.closed_with: tuple[int, str] | None = None
         self.messages: list[dict[str, Any]] = []
@@ -238,10 +243,10 @@ class ListWire:
         self.closed = self.aborted = True
 
     def pause_reading(self) -> None:
-        pass
+        self.reading = False
 
     def resume_reading(self) -> None:
-        pass
+        self.reading = True
 
     @property
     def data(self) -> list[Any]:
@@ -251,7 +256,7 @@ class ListWire:
 
 def local_connection(hub: Hub, wire: Any = None) -> Connection:
     """Return a connection that ``hub`` knows, with a ``ListWire``."""
-    connection = Connection(ListWire() if wire is None else wire)
+    connection = Connection(ListWire() if wire is None else wire, settings=hub.settings, counts=hub.counts)
     hub.connected(connection)
     return connection
 

@@ -48,8 +48,9 @@ def handshake(path: str = "/", headers: Iterable[str] = ()) -> bytes:
 class Raw:
     """Be a TCP connection to a server, with the few WebSocket frames that tests need on top."""
 
-    def __init__(self, port: int, *, receive_buffer: int | None = None) -> None:
+    def __init__(self, port: int, *, receive_buffer: int | None = None, source: str = "") -> None:
         self._socket = socket.socket()
+        self._socket.bind((source, 0))
         if receive_buffer is not None:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -6,7 +6,9 @@ import asyncio
 import gc
 import json
 import logging
+import math
 import threading
+import time
 import uuid
 import weakref
 from collections import Counter
@@ -26,6 +28,7 @@ from realtime import CloseMessage, Topic, aclose_connections, apublish
 from realtime.consumers import RealtimeConsumer
 from realtime.events import ALL_GROUP
 from realtime.hub import get_hub
+from realtime.limits import Count
 from realtime.protocol import AnyRequest, EchoRequest, EchoResponse, EchoResponseData, Heartbeat, Publication
 
 from .memory import (
@@ -60,6 +63,16 @@ def without_text(answer: dict[str, Any]) -> dict[str, Any]:
     return answer
 
 
+def as_user(user: Any) -> Any:
+    """Return the consumer behind a middleware that has found ``user``."""
+    inner = RealtimeConsumer.as_asgi()
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        await inner({**scope, "user": user}, receive, send)
+
+    return application
+
+
 # The handshake
 
 
@@ -85,11 +98,100 @@ async def test_connection_that_is_gone_before_it_began_is_no_matter() -> None:
     assert get_hub().connections == {}
 
 
-async def test_connection_while_the_server_stops_is_refused() -> None:
-    (await started_hub()).draining = True
-    client = Client(RealtimeConsumer.as_asgi(), "/ws/")
-    assert await client.connect() == (False, 1000)
+DENIED = [
+    {
+        "type": "websocket.http.response.start",
+        "status": 503,
+        "headers": [(b"retry-after", b"1"), (b"content-length", b"0"), (b"connection", b"close")],
+    },
+    {"type": "websocket.http.response.body", "body": b""},
+]
+
+
+async def refused_with(client: Client) -> list[dict[str, Any]]:
+    """Ask for a connection, and return the two messages that refuse it."""
+    await client.send_input({"type": "websocket.connect"})
+    messages = [await client.receive_output(), await client.receive_output()]
     await client.wait()
+    return messages
+
+
+def able_to_deny() -> Client:
+    """Return a client of a server that can refuse a handshake with any status."""
+    client = Client(RealtimeConsumer.as_asgi(), "/ws/")
+    client.scope["extensions"] = {"websocket.http.response": {}}
+    return client
+
+
+def status_and_wait(messages: list[dict[str, Any]]) -> tuple[int, int]:
+    """Return the status that a handshake was refused with, and what its Retry-After says."""
+    return messages[0]["status"], int(dict(messages[0]["headers"])[b"retry-after"])
+
+
+async def test_connection_while_the_server_stops_is_refused_with_a_status() -> None:
+    hub = await started_hub()
+    hub.draining = True
+    assert await refused_with(able_to_deny()) == DENIED
+    assert hub.connections == {}
+    assert hub.counts == {Count.REFUSED_DRAINING: 1}
+
+
+async def test_connection_while_the_server_stops_is_accepted_and_closed_where_it_can_have_no_status() -> None:
+    (await started_hub()).draining = True
+    assert await refused_with(Client(RealtimeConsumer.as_asgi(), "/ws/", subprotocols=["demows.v1"])) == [
+        {"type": "websocket.accept", "subprotocol": "demows.v1"},
+        {"type": "websocket.close", "code": 1013, "reason": "server shutdown"},
+    ]
+    assert get_hub().connections == {}
+
+
+async def test_connection_to_a_full_server_is_refused_until_another_has_left(settings: Any) -> None:
+    settings.REALTIME = {"MAX_CONNECTIONS": 1, "CONNECTION_REGISTRY": False}
+    async with connected():
+        assert status_and_wait(await refused_with(able_to_deny())) == (503, 10)
+        assert get_hub().counts == {Count.REFUSED_FULL: 1}
+    async with connected() as client:
+        await client.assert_nothing_waits()
+
+
+async def test_connection_over_the_limit_of_its_address_is_refused_and_another_address_is_not(settings: Any) -> None:
+    settings.REALTIME = {"MAX_CONNECTIONS_PER_ADDRESS": 1, "TRUSTED_HOPS": 1, "CONNECTION_REGISTRY": False}
+    first, other = ([(b"x-forwarded-for", address)] for address in (b"192.0.2.1", b"192.0.2.2"))
+    async with connected(headers=first):
+        late = able_to_deny()
+        late.scope["headers"] = first
+        assert status_and_wait(await refused_with(late)) == (429, 10)
+        assert get_hub().counts == {Count.REFUSED_ADDRESS: 1}
+        async with connected(headers=other):
+            pass
+    async with connected(headers=first) as client:
+        await client.assert_nothing_waits()
+
+
+async def test_connection_over_the_limit_of_its_user_is_refused_and_counts_for_nothing(settings: Any) -> None:
+    settings.REALTIME = {"MAX_CONNECTIONS_PER_USER": 1, "MAX_CONNECTIONS": 2, "CONNECTION_REGISTRY": False}
+    user = User(pk=7, username="ada")
+    application = as_user(user)
+    async with connected(application):
+        late = Client(application, "/ws/")
+        late.scope["extensions"] = {"websocket.http.response": {}}
+        assert status_and_wait(await refused_with(late)) == (429, 10)
+        assert get_hub().counts == {Count.REFUSED_USER: 1}
+        async with connected():  # of nobody
+            pass
+    async with connected(application) as client:
+        await client.assert_nothing_waits()
+
+
+async def test_connection_that_is_refused_is_logged_once_a_kind(
+    settings: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings.REALTIME = {"MAX_CONNECTIONS": 1, "CONNECTION_REGISTRY": False}
+    async with connected():
+        for _ in range(3):
+            await refused_with(able_to_deny())
+    assert caplog.text.count("event=refused reason=full path='/ws/'") == 1
+    assert get_hub().counts == {Count.REFUSED_FULL: 3}
 
 
 # The protocol
@@ -358,6 +460,206 @@ async def test_frames_of_any_kind_are_each_answered_once(sent: list[str | bytes]
         assert set(answers) <= {"error", "echo_response", "subscribe_response", "unsubscribe_response"}
 
 
+# Limits
+
+LIMITED = {"RATE_LIMIT": 1000.0, "RATE_BURST": 3, "CONNECTION_REGISTRY": False}
+
+
+async def test_requests_over_the_burst_are_answered_rate_limited_in_their_order(settings: Any) -> None:
+    settings.REALTIME = LIMITED
+    async with connected() as client:
+        for number in range(4):
+            await client.tell(type="echo_request", reqId=str(number), echo="")
+        answers = [await client.next() for _ in range(4)]
+        assert [answer["reqId"] for answer in answers] == ["0", "1", "2", "3"]
+        assert [answer["type"] for answer in answers] == ["echo_response"] * 3 + ["error"]
+        assert without_text(answers[3]) == error("error", "RATE_LIMITED", "3")
+        assert answers[3]["message"] == "at most 1000 requests a second, and 3 at once"
+        assert get_hub().counts == {Count.RATE_LIMITED: 1}
+
+
+async def test_request_after_the_wait_is_answered_again(settings: Any) -> None:
+    settings.REALTIME = LIMITED
+    async with connected() as client:
+        for _ in range(4):
+            await client.tell(type="echo_request", echo="")
+        while (await client.next())["type"] != "error":
+            pass
+        await client.assert_nothing_waits()  # which is asked for after the wait, as nothing is read before
+
+
+async def test_frames_that_are_no_requests_count_as_some(settings: Any) -> None:
+    settings.REALTIME = LIMITED
+    async with connected() as client:
+        for _ in range(4):
+            await client.send_input({"type": "websocket.receive", "text": "{"})
+        assert [(await client.next())["code"] for _ in range(4)] == ["BAD_REQUEST"] * 3 + ["RATE_LIMITED"]
+
+
+@pytest.mark.parametrize(
+    ("content", "req_id"),
+    [
+        ({"text": '{"type": "echo_request", "reqId": "7", "echo": ""}'}, "7"),
+        ({"bytes": b'{"type": "echo_request", "reqId": "7", "echo": ""}'}, "7"),
+        ({"text": '{"type": "echo_request", "reqId": "7"}'}, "7"),
+        ({"text": '{"type": "echo_request", "echo": ""}'}, None),
+        ({"text": "{"}, None),
+        ({"text": ""}, None),
+        ({"bytes": b"\xff"}, None),
+    ],
+)
+async def test_frame_over_the_limit_is_answered_with_the_req_id_that_can_be_read(
+    settings: Any, content: dict[str, Any], req_id: str | None
+) -> None:
+    settings.REALTIME = LIMITED | {"RATE_BURST": 1}
+    async with connected() as client:
+        await client.ask(type="echo_request", echo="")
+        # A slow machine takes longer than the rate for one: until one is over the limit.
+        for _ in range(1000):
+            await client.send_input({"type": "websocket.receive", **content})
+            await client.send_input({"type": "websocket.receive", **content})
+            answers = [await client.next(), await client.next()]
+            if limited := [answer for answer in answers if answer.get("code") == "RATE_LIMITED"]:
+                break
+        assert without_text(limited[0]) == error("error", "RATE_LIMITED", req_id)
+
+
+async def test_requests_are_read_from_a_client_over_the_limit_no_faster_than_it_may_ask(
+    settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.REALTIME = LIMITED | {"RATE_LIMIT": 10.0}
+    read: list[bool] = []
+    async with connected() as client:
+        [connection] = get_hub().connections.values()
+        monkeypatch.setattr(connection.wire, "pause_reading", lambda: read.append(False))
+        monkeypatch.setattr(connection.wire, "resume_reading", lambda: read.append(True))
+        for _ in range(5):
+            await client.tell(type="echo_request", echo="")
+        while (await client.next())["type"] != "error":
+            pass
+        assert read == [False]
+        assert client.input_queue.qsize() == 1
+        assert (await client.next())["type"] == "echo_response"
+        assert read == [False, True]
+
+
+# A real bug: once its own wait is over, the consumer resumes reading, though pings and the like, which take tokens as
+# well, have made it a longer one meanwhile. Fails until it is mended.
+async def test_reading_is_not_resumed_before_there_is_a_token(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings.REALTIME = LIMITED | {"RATE_LIMIT": 10.0}
+    resumed: list[float] = []
+    async with connected() as client:
+        [connection] = get_hub().connections.values()
+        monkeypatch.setattr(connection.wire, "resume_reading", lambda: resumed.append(time.monotonic()))
+        for _ in range(4):
+            await client.tell(type="echo_request", echo="")
+        while (await client.next())["type"] != "error":
+            pass
+        began = time.monotonic()
+        for _ in range(10):
+            connection.controlled(0)
+        await until(lambda: resumed)
+        assert resumed[0] - began > 0.9
+
+
+async def test_requests_are_not_limited_where_there_is_no_rate(settings: Any) -> None:
+    settings.REALTIME = LIMITED | {"RATE_LIMIT": None}
+    async with connected() as client:
+        for _ in range(50):
+            assert (await client.ask(type="echo_request", echo=""))["type"] == "echo_response"
+
+
+async def test_client_that_floods_is_closed(settings: Any, caplog: pytest.LogCaptureFixture) -> None:
+    settings.REALTIME = LIMITED | {"FLOOD_TIMEOUT": 0.05}
+    async with connected() as client:
+        for _ in range(1000):
+            await client.tell(type="echo_request", echo="")
+        while (message := await client.receive_output())["type"] == "websocket.send":
+            pass
+        assert (message["code"], message["reason"]) == (1008, "flooding")
+        counts = get_hub().counts
+        assert counts[Count.FLOODERS] == 1
+        assert counts[Count.RATE_LIMITED] > 1
+    assert caplog.text.count("event=rate_limited") == 1
+    assert caplog.text.count("event=flooding") == 1
+
+
+async def test_one_client_over_the_limit_holds_up_no_other(settings: Any) -> None:
+    settings.REALTIME = LIMITED | {"RATE_LIMIT": 0.01}
+    async with connected() as flooding, connected() as client:
+        for _ in range(5):
+            await flooding.tell(type="echo_request", echo="")
+        while (await flooding.next())["type"] != "error":
+            pass
+        await client.assert_nothing_waits()
+        flooding.future.cancel()  # it waits for minutes
+        await flooding.wait()
+
+
+async def test_client_that_has_said_something_is_not_closed_for_its_silence(settings: Any) -> None:
+    settings.REALTIME = {"FIRST_MESSAGE_TIMEOUT": 60.0, "CONNECTION_REGISTRY": False}
+    async with connected() as client:
+        [connection] = get_hub().connections.values()
+        assert math.isfinite(connection.silent_until)
+        await client.send_input({"type": "websocket.receive", "text": ""})
+        await client.next()
+        assert connection.silent_until == math.inf
+
+
+async def test_message_that_was_too_big_for_the_server_is_counted() -> None:
+    async with connected() as client:
+        await client.disconnect(1009)
+    assert get_hub().counts == {Count.TOO_BIG: 1}
+
+
+async def test_subscriptions_too_many_are_counted(settings: Any) -> None:
+    settings.REALTIME = {"MAX_SUBSCRIPTIONS": 1, "CONNECTION_REGISTRY": False}
+    Topic("news", public=True)
+    async with connected() as client:
+        await client.subscribe("heartbeat")
+        await client.next()
+        assert (await client.subscribe("news"))["error"]["code"] == "TOO_MANY_SUBSCRIPTIONS"
+    assert get_hub().counts == {Count.TOO_MANY_SUBSCRIPTIONS: 1}
+
+
+async def test_connection_that_ends_makes_room_however_it_ends(settings: Any) -> None:
+    settings.REALTIME = {"MAX_CONNECTIONS": 1, "CONNECTION_REGISTRY": False}
+
+    class Raising(RealtimeConsumer):
+        async def connect(self) -> None:
+            raise ZeroDivisionError
+
+    for _ in range(3):
+        client = Client(Raising.as_asgi(), "/ws/")
+        await client.connect()
+        await client.wait()
+        client = Client(RealtimeConsumer.as_asgi(), "/ws/", headers=[(b"origin", b"http://evil.example")])
+        await client.connect()
+        await client.wait()
+        client = Client(RealtimeConsumer.as_asgi(), "/ws/")
+        await client.send_input({"type": "websocket.disconnect", "code": 1006})  # before it connects
+        await client.wait()
+        async with connected() as client:
+            client.future.cancel()
+    assert get_hub().door._total == 0
+
+
+async def test_handler_that_hangs_is_cancelled_when_all_are_dropped() -> None:
+    began = asyncio.Event()
+
+    class Hanging(RealtimeConsumer):
+        async def receive_json(self, request: AnyRequest, **_: Any) -> None:
+            began.set()
+            await asyncio.Event().wait()
+
+    async with connected(Hanging.as_asgi()) as client:
+        await client.tell(type="echo_request", echo="")
+        await began.wait()
+        get_hub().abort_all()
+        await client.wait()  # raises nothing
+        assert get_hub().connections == {}
+
+
 # Handlers that fail
 
 
@@ -382,10 +684,11 @@ async def test_handler_that_raises_is_answered_and_logged(kind: str, caplog: pyt
             assert without_text(answer) == error(f"{kind}_response", ERROR, "1")
             assert "sesame" not in json.dumps(answer)
         [connection] = get_hub().connections
-        failures = [record for record in caplog.records if "handler_failed" in record.message]
-        assert len(failures) == 2
-        assert connection in failures[0].message
-        assert failures[0].exc_info
+        [failure] = [record for record in caplog.records if "handler_failed" in record.message]  # said once
+        assert failure.message.startswith(f"event=handler_failed request={kind}_request ")
+        assert failure.message.endswith(f" error=ZeroDivisionError connection={connection}")
+        assert failure.exc_info
+        assert get_hub().counts == {Count.HANDLER_FAULTS: 2}
 
 
 async def test_authorize_that_raises_is_answered_with_internal_error() -> None:
@@ -576,6 +879,8 @@ async def test_exception_in_disconnect_is_logged_and_leaves_nothing(caplog: pyte
     async with connected(Raising.as_asgi()) as client:
         await client.disconnect()
     assert get_hub().connections == {}
+    [failure] = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert failure.message.startswith("event=connection_failed connection=")
     assert "ZeroDivisionError" in caplog.text
 
 
@@ -928,8 +1233,8 @@ async def test_snapshot_that_does_not_fit_the_model_is_an_internal_error() -> No
         assert (await client.subscribe("orders"))["error"]["code"] == "INTERNAL_ERROR"
 
 
-async def test_too_much_for_a_connection_that_fetches_a_snapshot_closes_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("realtime.hub.HELD_LIMIT", 1000)
+async def test_too_much_for_a_connection_that_fetches_a_snapshot_closes_it(settings: Any) -> None:
+    settings.REALTIME = {"OUTBOX_LIMIT": 1 << 17, "CONNECTION_REGISTRY": False}
     fetching = asyncio.Event()
 
     async def fetch(user: Any) -> None:
@@ -941,8 +1246,32 @@ async def test_too_much_for_a_connection_that_fetches_a_snapshot_closes_it(monke
         await client.tell(type="subscribe_request", topic="orders")
         await fetching.wait()
         for _ in range(3):
-            await topic.apublish("x" * 400)
+            await topic.apublish("x" * 50_000)
         assert await client.closed() == (3008, "slow consumer")
+        assert get_hub().counts == {Count.SLOW_CONSUMERS: 1}
+
+
+async def test_connection_that_fetches_a_snapshot_is_kept_only_the_newest_of_a_latest_topic(settings: Any) -> None:
+    settings.REALTIME = {"OUTBOX_LIMIT": 1 << 17, "CONNECTION_REGISTRY": False}
+    fetching, go_on = asyncio.Event(), asyncio.Event()
+
+    async def fetch(user: Any) -> None:
+        fetching.set()
+        await go_on.wait()
+
+    topic = Topic("prices", public=True, on_subscribe=fetch, latest=True)
+    async with connected() as client:
+        await client.tell(type="subscribe_request", topic="prices")
+        await fetching.wait()
+        for number in range(5):
+            await topic.apublish(str(number) * 50_000)
+        await until(lambda: the_layer().sent[-1]["payload"][1] == "4")
+        [hub_group] = [group for group in get_hub().link.groups.values() if group.topic == "prices"]
+        await until(lambda: [h.frames[-1:] for h in hub_group.held.values() if b"44" in h.frames[-1]])
+        go_on.set()
+        assert (await client.next())["status"] == "OK"
+        assert (await client.next())["data"] == "4" * 50_000
+        await client.assert_nothing_waits()
 
 
 async def test_topic_with_parameters_is_authorized_with_them() -> None:

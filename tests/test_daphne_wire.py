@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import json
 import logging
@@ -12,9 +13,12 @@ from typing import Any
 
 import pytest
 
-from realtime.servers import AsgiWire, daphne, wire_for
+from realtime.servers import AsgiWire, daphne, text_frame, wire_for
+from realtime.servers.asgi import WrappedWire
 
 from .live import ROOT
+from .memory import until
+from .test_asgi_wire import Listening
 
 UPSTREAM = {
     "daphne.server.Server.create_application": "f1e300b4ecf636c8",
@@ -30,9 +34,20 @@ UPSTREAM = {
     "autobahn.websocket.protocol.WebSocketProtocol.dropConnection": "149c74c9a251a7b1",
     "autobahn.websocket.protocol.WebSocketProtocol._fail_connection": "00c349e066d658bf",
     "daphne.ws_protocol.WebSocketProtocol.serverSend": "345f21330d2a18ce",
+    "daphne.ws_protocol.WebSocketProtocol.serverReject": "7166e95b99f2a316",
+    "daphne.ws_protocol.WebSocketProtocol.onMessage": "826cc86d0e2aeef0",
+    "autobahn.twisted.websocket.WebSocketAdapterProtocol.dataReceived": "7997f762de218433",
+    "autobahn.websocket.protocol.WebSocketProtocol._dataReceived": "b6616694f9d65410",
+    "autobahn.websocket.protocol.WebSocketProtocol.onMessageFrameBegin": "68c4eae4de95e1fb",
+    "autobahn.websocket.protocol.WebSocketProtocol.onPing": "d283f6ebda586764",
+    "autobahn.websocket.protocol.WebSocketProtocol.onPong": "e75245df70f4224a",
+    "autobahn.websocket.protocol.WebSocketServerProtocol.failHandshake": "354c2c03cca517fb",
     "autobahn.twisted.websocket.WebSocketAdapterProtocol._closeConnection": "17833f32dde140f0",
     "twisted.internet.abstract.FileDescriptor.registerProducer": "7d7ad4f91234689d",
     "twisted.internet.abstract.FileDescriptor.write": "3e46c97fc173bc7e",
+    "twisted.internet.abstract.FileDescriptor.unregisterProducer": "5f09066c8d7f05b0",
+    "twisted.internet.abstract.FileDescriptor.doWrite": "a986d7b1b1054e43",
+    "twisted.internet.abstract.FileDescriptor.loseConnection": "e13b8468f05208ae",
 }
 """A digest of each function that is replaced, copied from or relied on, as it was when that was written."""
 DIGESTS = """
@@ -67,6 +82,12 @@ class Protocol:
     def serverClose(self, code=None): ...
     def handle_reply(self, message): ...
     def onClose(self, wasClean, code, reason): ...
+    def onMessage(self, payload, isBinary): ...
+    def onMessageFrameBegin(self, length): ...
+    def onPing(self, payload): ...
+    def onPong(self, payload): ...
+    def dataReceived(self, data): ...
+    def failHandshake(self, reason, code=400, responseHeaders=None): ...
     def sendCloseFrame(self, code=None, reasonUtf8=None, isReply=False): ...
     def _closeConnection(self, abort=False): ...
 
@@ -145,12 +166,15 @@ def test_another_way_to_send_close_frames_is_not_repaired_and_said(
     assert "sendCloseFrame is another" in caplog.text
 
 
-def test_missing_way_to_drop_connections_is_not_repaired_and_said(
-    fake: SimpleNamespace, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    "name", ["_closeConnection", "dataReceived", "failHandshake", "onMessageFrameBegin", "onPing", "onPong"]
+)
+def test_missing_method_of_autobahn_is_not_repaired_and_said(
+    fake: SimpleNamespace, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
-    del fake.protocol._closeConnection
+    delattr(fake.protocol, name)
     assert not daphne.install()
-    assert "_closeConnection is missing" in caplog.text
+    assert f"{name} is missing" in caplog.text
 
 
 async def send(message: Any) -> None:
@@ -165,17 +189,147 @@ def test_scope_without_a_protocol_gets_the_wire_of_any_server() -> None:
     assert isinstance(wire_for({"type": "websocket"}, receive, send), AsgiWire)
 
 
-@pytest.mark.parametrize("wrap", ["function", "partial of another function", "partial of another protocol"])
-def test_send_that_is_not_daphnes_own_gets_the_wire_of_any_server(wrap: str) -> None:
-    async def handle_reply(protocol: Any, message: Any) -> None: ...
+class Transport:
+    """Look like Twisted's transport to the wire."""
 
-    async def another(protocol: Any, message: Any) -> None: ...
+    def __init__(self) -> None:
+        self.written: list[bytes] = []
+        self.dataBuffer = b""
+        self.offset = self._tempDataLen = 0
+        self.disconnected = self.disconnecting = False
+        self.aborted = False
+        self.reading = False
+        self.producer: Any = None
 
-    protocol = object()
-    own: Any = {
-        "function": send,
-        "partial of another function": functools.partial(another, protocol),
-        "partial of another protocol": functools.partial(handle_reply, object()),
-    }[wrap]
+    def unregisterProducer(self) -> None:
+        self.producer = None
+
+    def registerProducer(self, producer: Any, streaming: bool) -> None:
+        assert streaming
+        self.producer = producer
+
+    def resumeProducing(self) -> None:
+        self.reading = True
+
+    def pauseProducing(self) -> None:
+        self.reading = False
+
+    def write(self, data: bytes) -> None:
+        self.written.append(data)
+
+    def abortConnection(self) -> None:
+        self.aborted = True
+
+
+class Open:
+    """Look like Daphne's protocol object of a connection that is open, to the wire."""
+
+    STATE_CLOSED, STATE_OPEN = 0, 3
+    _perMessageCompress = None
+
+    def __init__(self) -> None:
+        self.state = self.STATE_OPEN
+        self.transport = Transport()
+        self.application_queue: asyncio.Queue[Any] = asyncio.Queue()
+        self.send_queue: list[Any] = []
+
+
+async def handle_reply(protocol: Any, message: Any) -> None:
+    """Be called what Daphne's own way to send is called."""
+
+
+def wired(own: Any = None) -> tuple[Any, Any]:
+    """Return a protocol object and its wire; ``own`` makes the ``send``, by default Daphne's own."""
+    protocol = Open()
     scope = {"type": "websocket", "extensions": {daphne.SCOPE_KEY: protocol}}
-    assert isinstance(wire_for(scope, receive, own), AsgiWire)
+    own = functools.partial(handle_reply, protocol) if own is None else own(protocol)
+    return protocol, wire_for(scope, receive, own)
+
+
+async def test_send_that_is_daphnes_own_gets_its_wire() -> None:
+    protocol, wire = wired()
+    assert isinstance(wire, daphne.DaphneWire)
+    wire.write(text_frame(b"x"))
+    assert protocol.transport.written == [b"\x81\x01x"]
+
+
+async def another(protocol: Any, message: Any) -> None:
+    """Be called something else."""
+
+
+FOREIGN: dict[str, Any] = {
+    "function": lambda protocol: send,
+    "partial of another function": lambda protocol: functools.partial(another, protocol),
+    "partial of another protocol": lambda protocol: functools.partial(handle_reply, object()),
+}
+
+
+@pytest.mark.parametrize("own", FOREIGN.values(), ids=FOREIGN)
+async def test_send_that_is_not_daphnes_own_is_wrapped(own: Any) -> None:
+    protocol, wire = wired(own)
+    assert isinstance(wire, WrappedWire)
+
+
+@pytest.fixture
+def sent() -> list[Any]:
+    """What a middleware's ``send`` is given."""
+    return []
+
+
+@pytest.fixture
+def wrapped(sent: list[Any]) -> tuple[Any, Any]:
+    """A protocol object, and the wire of a connection behind a middleware."""
+
+    async def send_on(message: Any) -> None:
+        sent.append(message)
+
+    return wired(lambda protocol: send_on)
+
+
+async def test_wrapped_wire_sends_frames_and_the_close_frame_through_the_middleware(wrapped: Any, sent: Any) -> None:
+    protocol, wire = wrapped
+    wire.write(text_frame(b"x"))
+    wire.close(4000, "bye")
+    await until(lambda: len(sent) == 2)
+    assert sent == [
+        {"type": "websocket.send", "text": "x"},
+        {"type": "websocket.close", "code": 4000, "reason": "bye"},
+    ]
+    assert protocol.transport.written == []
+    assert wire.closed
+
+
+async def test_wrapped_wire_counts_what_waits_and_what_the_server_holds(wrapped: Any, sent: Any) -> None:
+    protocol, wire = wrapped
+    protocol.transport.dataBuffer = b"x" * 1000
+    wire.write(text_frame(b"x" * 20))
+    assert wire.buffered == 1020
+    await until(lambda: sent)
+    assert wire.buffered == 1000
+
+
+async def test_wrapped_wire_drops_the_connection_by_the_servers_wire(wrapped: Any, sent: Any) -> None:
+    protocol, wire = wrapped
+    wire.write(text_frame(b"x"))
+    wire.abort()
+    assert protocol.transport.aborted
+    assert wire.buffered == 0
+    protocol.state = Open.STATE_CLOSED
+    assert wire.closed
+
+
+async def test_wrapped_wire_reads_by_the_servers_wire(wrapped: Any) -> None:
+    protocol, wire = wrapped
+    assert protocol.transport.reading
+    wire.pause_reading()
+    assert not protocol.transport.reading
+    wire.resume_reading()
+    assert protocol.transport.reading
+
+
+async def test_wrapped_wire_tells_what_the_server_tells(wrapped: Any) -> None:
+    protocol, wire = wrapped
+    listening = wire.listener = Listening(wire)
+    protocol.transport.producer.pauseProducing()
+    protocol.transport.producer.resumeProducing()
+    assert [what for what, _ in listening.told] == ["congested", "writable"]

@@ -16,10 +16,12 @@ from django.db import DatabaseError
 from django.test import AsyncClient
 
 from realtime import Topic, handshake
+from realtime.connection import Peer
 from realtime.consumers import RealtimeConsumer
 from realtime.events import session_digest
 from realtime.handshake import Identity, identify, origin_allowed, peer_of, token_of
-from realtime.hub import Peer, get_hub
+from realtime.hub import get_hub
+from realtime.limits import Count
 
 from .memory import TIMEOUT, Client, clean_process, connected  # noqa: F401
 
@@ -113,6 +115,7 @@ async def test_connection_from_another_page_is_refused() -> None:
     with pytest.raises(AssertionError):  # it is not accepted
         async with connected(RealtimeConsumer.as_asgi(), headers=headers):
             pass
+    assert get_hub().counts == {Count.REFUSED_ORIGIN: 1}
 
 
 # Users
@@ -197,13 +200,14 @@ async def test_topic_for_the_signed_in_is_an_internal_error_while_the_user_is_un
     async with connected(RealtimeConsumer.as_asgi(), headers=headers) as client:
         assert (await client.subscribe("members"))["error"]["code"] == "INTERNAL_ERROR"
         assert (await client.subscribe("heartbeat"))["status"] == "OK"
+        assert get_hub().counts == {Count.UNIDENTIFIED: 1}
 
 
-async def test_user_that_takes_too_long_to_read_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_user_that_takes_too_long_to_read_is_unknown(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings.REALTIME = {"AUTHENTICATION_TIMEOUT": 0.05}
     release = threading.Event()
     monkeypatch.setattr(handshake, "_load_user", lambda session_key: release.wait())
     monkeypatch.setattr(handshake, "_unreadable", False)
-    monkeypatch.setattr(handshake, "USER_TIMEOUT", 0.05)
     assert not (await identify(scope_of(("cookie", "sessionid=whatever")))).known
     release.set()
 
@@ -351,6 +355,7 @@ async def test_bad_token_is_told_by_a_close_code(settings: Any) -> None:
     client = Client(RealtimeConsumer.as_asgi(), "/ws/?token=expired", subprotocols=["demows.v1"])
     assert await client.connect(TIMEOUT) == (True, "demows.v1")
     assert await client.closed() == (1008, "token refused")
+    assert get_hub().counts == {Count.REFUSED_TOKEN: 1}
     await client.disconnect()
 
 
@@ -363,8 +368,7 @@ async def test_token_that_cannot_be_judged_leaves_the_user_unknown_and_unlogged(
             raise effect
         await asyncio.Event().wait()
 
-    settings.REALTIME = {"AUTHENTICATE": fail}
-    monkeypatch.setattr(handshake, "USER_TIMEOUT", 0.05)
+    settings.REALTIME = {"AUTHENTICATE": fail, "AUTHENTICATION_TIMEOUT": 0.05}
     monkeypatch.setattr(handshake, "_unreadable", False)
     scope = scope_of(BEARER)
     assert not (await identify(scope)).known
@@ -378,16 +382,17 @@ async def test_token_that_cannot_be_judged_leaves_the_user_unknown_and_unlogged(
 
 def test_peer_of_nobody_in_particular() -> None:
     scope = scope_of(user=None, client=None)
-    assert peer_of(scope, Identity()) == Peer(path="/ws/")
+    assert peer_of(scope, Identity(), "") == Peer(path="/ws/")
 
 
 def test_peer_says_who_and_whence() -> None:
     user = ada("abc.def")
-    scope = scope_of(("user-agent", "Browser/1"), user=user, client=["192.0.2.1", 4242])
-    assert peer_of(scope, Identity(session="digest")) == Peer("7", "ada", "digest", "192.0.2.1", "/ws/", "Browser/1")
+    scope = scope_of(("user-agent", "Browser/1"), user=user, client=["10.0.0.1", 4242])
+    peer = peer_of(scope, Identity(session="digest"), "192.0.2.1")  # the address that is believed, whoever it came by
+    assert peer == Peer("7", "ada", "digest", "192.0.2.1", "/ws/", "Browser/1")
 
 
 def test_peer_is_cut_to_size() -> None:
     scope = scope_of(("user-agent", "x" * 5000), user=object(), path="/" * 5000)
-    peer = peer_of(scope, Identity())
+    peer = peer_of(scope, Identity(), "192.0.2.1")
     assert (len(peer.user_agent), len(peer.path), peer.user_id) == (255, 255, "")

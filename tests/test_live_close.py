@@ -226,7 +226,11 @@ async def test_client_that_does_not_read_delays_no_publication(server: Server) -
         await client.subscribe("many-1")
         async with asyncio.timeout(2):
             await server.aget("/apublish/?topic=many-1&count=100")
-            assert [(await client.receive())["data"]["number"] for _ in range(100)] == list(range(100))
+            numbers: list[int] = []
+            while len(numbers) < 100:  # what was published before may still be on its way
+                data = (await client.receive())["data"]
+                numbers += [data["number"]] if "number" in data else []
+            assert numbers == list(range(100))
 
 
 @pytest.mark.parametrize("code", [4000, 1006])
@@ -329,7 +333,7 @@ async def test_wire_behind_a_middleware_is_the_servers_own_only_where_nobody_loo
         await client.subscribe("many-1")
         kind = (await site.aget("/wire/?topic=many-1&action=look"))["kind"]
         name = site._popen.args[-1].partition(":")[2]
-        assert kind == ("AsgiWire" if name == "wrapped" else f"{site.kind.capitalize()}Wire")
+        assert kind == ("WrappedWire" if name == "wrapped" else f"{site.kind.capitalize()}Wire")
 
 
 async def test_burst_arrives_whole_and_in_order_behind_a_middleware(site: Server) -> None:
@@ -361,8 +365,7 @@ async def test_interrupt_behind_a_middleware_ends_the_connection(site: Server) -
     async with Client(site.url) as client:
         await client.echo()
         await close(site, 1006)
-        name = site._popen.args[-1].partition(":")[2]
-        assert await client.closed() == ((1001, "") if name == "wrapped" else (1006, ""))
+        assert await client.closed() == (1006, "")
 
 
 async def test_client_that_does_not_read_delays_nobody_behind_a_middleware(site: Server) -> None:

@@ -139,7 +139,7 @@ async def test_unknown_fields_are_ignored(client: Client) -> None:
         pytest.param('{"type":"echo_request","echo":"x"}{}', id="two objects"),
         pytest.param('{"type":"echo_request","echo":"x","n":NaN}', id="NaN"),
         pytest.param('\ufeff{"type":"echo_request","echo":"x"}', id="byte order mark"),
-        pytest.param("[" * 100_000, id="deeply nested"),
+        pytest.param("[" * 60_000, id="deeply nested"),
         pytest.param(b"\xff\xfe", id="binary that is not UTF-8"),
         pytest.param(b'{"type":"echo_request","echo":"\xff"}', id="binary with invalid UTF-8 within"),
         pytest.param(r'{"type":"echo_request","echo":"\ud800"}', id="lone surrogate"),
@@ -212,7 +212,8 @@ async def test_authorize_that_fails_is_an_internal_error_and_the_connection_live
     answer = await client.ask({"type": "subscribe_request", "reqId": "2", "topic": topic})
     assert answer == error("subscribe_response", "INTERNAL_ERROR", "the server failed to handle the request", reqId="2")
     await client.echo()
-    await logged(server, "event=handler_failed connection=[0-9a-f-]{36} ", start)
+    kind = f"event=handler_failed request=subscribe_request topic='{topic}' error=[A-Za-z]+Error"
+    await logged(server, kind + " connection=[0-9a-f-]{36}$", start)
 
 
 async def test_hanging_handler_holds_up_nobody_else(server: Server, client: Client) -> None:
@@ -332,13 +333,12 @@ async def test_burst_reaches_every_subscriber_whole_and_in_order(server: Server,
 
 
 @pytest.mark.parametrize("compression", ["deflate", None])
-async def test_publication_bigger_than_any_limit_on_what_clients_send_arrives(
-    server: Server, compression: str | None
-) -> None:
+async def test_publication_bigger_than_what_clients_may_send_arrives(server: Server, compression: str | None) -> None:
+    size = 1_000_000
     async with Client(server.url, max_size=None, compression=compression) as client:
         await client.subscribe("news")
-        await server.aget(f"/publish_text/?size={2 << 20}")
-        assert (await client.receive())["data"] == {"text": "x" * (2 << 20)}
+        await server.aget(f"/publish_text/?size={size}")
+        assert (await client.receive())["data"] == {"text": "x" * size}
         await client.echo()
 
 
@@ -495,17 +495,17 @@ async def test_message_over_the_size_limit_in_small_frames_is_closed_with_1009(k
             await server.assert_calm(0)
 
 
-@pytest.mark.parametrize(("kind", "limit"), [("daphne", 1 << 20), ("uvicorn", 16 << 20)])
-async def test_frame_over_the_servers_own_limit_is_closed_with_1009(kind: str, limit: int) -> None:
-    with running(kind) as server:
-        async with Client(server.url, compression=None) as other, Client(server.url, compression=None) as client:
-            await client.send("x" * limit)
-            assert (await client.receive())["code"] == "BAD_REQUEST"
-            with suppress(ConnectionClosed):  # uvicorn does not wait for the rest
-                await client.send(b"x" * (limit + 1))
-            code, _ = await client.closed()
-            assert code == 1009
-            await other.echo()
+@pytest.mark.parametrize("compression", ["deflate", None])
+async def test_frame_over_the_default_limit_is_closed_with_1009(server: Server, compression: str | None) -> None:
+    limit = 1 << 16
+    async with Client(server.url) as other, Client(server.url, compression=compression) as client:
+        await client.send("x" * limit)
+        assert (await client.receive())["code"] == "BAD_REQUEST"
+        with suppress(ConnectionClosed):  # uvicorn does not wait for the rest
+            await client.send(b"x" * (limit + 1))
+        code, _ = await client.closed()
+        assert code == 1009
+        await other.echo()
 
 
 async def test_frame_that_only_says_it_is_huge_is_closed_with_1009(server: Server) -> None:

@@ -15,7 +15,7 @@ from . import raw
 from .live import Client, Server, running
 from .raw import Raw
 
-FAREWELL = {"daphne": (1001, "server shutdown"), "uvicorn": (1012, "")}
+FAREWELL = (1001, "server shutdown")
 SIGNALS = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
 LONGEST_STOP = 10.0
 
@@ -62,7 +62,7 @@ async def test_every_client_gets_a_close_frame(own: Server, number: int) -> None
         own.signal(number)
         began = time.monotonic()
         farewells = await asyncio.gather(*(client.closed() for client in clients))
-    assert farewells == [FAREWELL[own.kind]] * 50
+    assert farewells == [FAREWELL] * 50
     await assert_ends(own, number, began=began)
     assert own.output.count("event=disconnected connection=") == 50
     assert_calm(own)
@@ -78,7 +78,7 @@ async def test_server_without_clients_ends_at_once(own: Server) -> None:
 async def test_second_signal_does_no_harm(own: Server) -> None:
     async with connected(own, 5) as clients:
         own.signal(signal.SIGTERM)
-        assert await clients[0].closed() == FAREWELL[own.kind]
+        assert await clients[0].closed() == FAREWELL
         own.signal(signal.SIGTERM)
         await assert_ends(own, began=time.monotonic())
     assert_calm(own)
@@ -103,7 +103,7 @@ async def test_http_in_flight_holds_up_no_stop(own: Server, sent: bytes) -> None
         await own.mark()
         own.signal(signal.SIGTERM)
         began = time.monotonic()
-        assert await asyncio.gather(*(client.closed() for client in clients)) == [FAREWELL[own.kind]] * 3
+        assert await asyncio.gather(*(client.closed() for client in clients)) == [FAREWELL] * 3
         await assert_ends(own, began=began)
     assert own.output.count("event=disconnected connection=") == 3
     if own.kind == "daphne" or b"POST" not in sent:  # uvicorn logs what it cancels
@@ -123,7 +123,7 @@ async def test_client_that_does_not_read_holds_up_no_stop(own: Server) -> None:
         await stalled(own, slow)
         own.signal(signal.SIGTERM)
         began = time.monotonic()
-        assert await asyncio.gather(*(client.closed() for client in clients)) == [FAREWELL[own.kind]] * 3
+        assert await asyncio.gather(*(client.closed() for client in clients)) == [FAREWELL] * 3
         await assert_ends(own, began=began)
     assert own.output.count("event=disconnected connection=") == 4
     assert_calm(own)
@@ -136,7 +136,7 @@ async def test_client_that_does_not_read_but_says_goodbye_holds_up_no_stop(own: 
         await clients[0].ask({"type": "unsubscribe_request", "topic": "heartbeat"})
         own.signal(signal.SIGTERM)
         began = time.monotonic()
-        assert await asyncio.gather(*(client.closed() for client in clients)) == [FAREWELL[own.kind]] * 3
+        assert await asyncio.gather(*(client.closed() for client in clients)) == [FAREWELL] * 3
         await assert_ends(own, began=began)
     assert_calm(own)
 
@@ -146,8 +146,8 @@ async def test_client_that_answers_no_close_holds_up_no_stop(own: Server) -> Non
         await silent.open()
         own.signal(signal.SIGTERM)
         began = time.monotonic()
-        assert await silent.closed() == FAREWELL[own.kind]
-        assert await asyncio.gather(*(client.closed() for client in clients)) == [FAREWELL[own.kind]] * 3
+        assert await silent.closed() == FAREWELL
+        assert await asyncio.gather(*(client.closed() for client in clients)) == [FAREWELL] * 3
         await assert_ends(own, began=began)
     assert_calm(own)
 
@@ -160,7 +160,7 @@ async def test_request_that_hangs_holds_up_no_stop(own: Server, topic: str) -> N
         own.signal(signal.SIGTERM)
         began = time.monotonic()
         farewells = await asyncio.gather(*(client.closed() for client in [*clients, hanging]))
-        assert farewells == [FAREWELL[own.kind]] * 4
+        assert farewells == [FAREWELL] * 4
         await assert_ends(own, began=began)
     assert own.output.count("event=disconnected connection=") == 4
 
@@ -181,7 +181,7 @@ async def test_clients_that_come_back_at_once_hold_up_no_stop_and_are_let_in_no_
         await own.mark()
         own.signal(signal.SIGTERM)
         began = time.monotonic()
-        assert await asyncio.gather(*(client.closed() for client in clients)) == [FAREWELL[own.kind]] * 3
+        assert await asyncio.gather(*(client.closed() for client in clients)) == [FAREWELL] * 3
         returning = asyncio.create_task(come_back())
         await assert_ends(own, began=began)
         returning.cancel()
@@ -196,7 +196,7 @@ async def test_page_that_does_not_end_holds_up_no_stop(own: Server, number: int)
         await own.mark()
         own.signal(number)
         began = time.monotonic()
-        assert await asyncio.gather(*(client.closed() for client in clients)) == [FAREWELL[own.kind]] * 3
+        assert await asyncio.gather(*(client.closed() for client in clients)) == [FAREWELL] * 3
         await assert_ends(own, number, began=began)
 
 
@@ -223,6 +223,6 @@ async def test_bare_demo_serves_websockets_on_a_database_never_migrated(kind: st
             assert (await client.receive())["type"] == "heartbeat"
             server.signal(signal.SIGTERM)
             began = time.monotonic()
-            assert await client.closed() == FAREWELL[kind]
+            assert await client.closed() == FAREWELL
         await assert_ends(server, began=began)
         assert_calm(server)

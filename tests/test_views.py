@@ -18,6 +18,7 @@ from django.test import AsyncClient, AsyncRequestFactory, Client
 from realtime import views
 from realtime.events import BeatEvent
 from realtime.hub import Hub, _hubs, find_hub, get_hub
+from realtime.limits import Count
 from realtime.link import Link
 
 from .memory import RemoteLayer, clean_process, local_connection, started_hub, subscribed, the_layer, until, use_layer  # noqa: F401
@@ -99,6 +100,14 @@ async def test_methods_are_get_and_head(path: str, method: str, code: int) -> No
     assert response.status_code == code
     assert response["Cache-Control"] == "no-store"
     assert bool(response.content) == (method == "GET")
+
+
+async def test_readyz_shows_what_was_counted_once_there_is_something() -> None:
+    hub = await started_hub()
+    assert "counts" not in await part("hub")
+    hub.counts[Count.SLOW_CONSUMERS] += 2
+    hub.counts[Count.RATE_LIMITED] += 1
+    assert (await part("hub"))["counts"] == {"slow_consumers": 2, "rate_limited": 1}
 
 
 async def test_healthz_touches_nothing(database: Database) -> None:

@@ -2,7 +2,7 @@
 The servers: a ``Wire`` for each connection, and what each server needs to be mended in.
 
 ``wire_for`` picks the wire. A middleware that replaces ``send`` has a reason to see what is sent, so
-behind one everything goes through ``send``; Channels' session middleware is the exception, as it looks
+behind one every frame goes through ``send``; Channels' session middleware is the exception, as it looks
 at the handshake alone.
 """
 
@@ -14,11 +14,23 @@ from typing import Any
 from channels.sessions import InstanceSessionWrapper
 
 from . import daphne, uvicorn
-from .asgi import AsgiWire, Send
-from .base import Wire, binary_frame, text_frame
-from .daphne import stop_hooks
+from .asgi import AsgiWire, Send, WrappedWire
+from .base import LINGER, Wire, binary_frame, text_frame
+from .daphne import DENIAL, stop_hooks
 
-__all__ = ["AsgiWire", "Wire", "binary_frame", "greet", "software", "stop_hooks", "text_frame", "wire_for"]
+__all__ = [
+    "LINGER",
+    "AsgiWire",
+    "Wire",
+    "binary_frame",
+    "deny",
+    "greet",
+    "prepare",
+    "software",
+    "stop_hooks",
+    "text_frame",
+    "wire_for",
+]
 
 
 _software = ""
@@ -46,16 +58,38 @@ def greet(scope: Any, receive: Any) -> None:
             pass
 
 
+def prepare(scope: Any, receive: Any, max_size: int) -> None:
+    """
+    Have the server read nothing until the connection is accepted, and then no message of over ``max_size`` bytes.
+
+    Servers other than Daphne and uvicorn keep to limits of their own.
+    """
+    daphne.prepare(scope, max_size)
+    uvicorn.prepare(receive, max_size)
+
+
 def wire_for(scope: Any, receive: Any, send: Send) -> Wire:
     """Return the wire for a connection. Call it once a connection, after it was accepted."""
     own_send = _without_session_wrapper(send)
-    protocol = daphne.protocol_of(scope)
-    if protocol is not None and daphne.is_own_send(own_send, protocol):
-        return daphne.DaphneWire(protocol)
-    protocol = uvicorn.protocol_of(receive)
-    if protocol is not None and uvicorn.is_own_send(own_send, protocol):
-        return uvicorn.UvicornWire(protocol)
-    return AsgiWire(send)
+    wire: Wire
+    if (protocol := daphne.protocol_of(scope)) is not None:
+        wire, is_own = daphne.DaphneWire(protocol), daphne.is_own_send(own_send, protocol)
+    elif (protocol := uvicorn.protocol_of(receive)) is not None:
+        wire, is_own = uvicorn.UvicornWire(protocol), uvicorn.is_own_send(own_send, protocol)
+    else:
+        return AsgiWire(send)
+    wire.resume_reading()
+    return wire if is_own else WrappedWire(wire, send)
+
+
+async def deny(scope: Any, send: Send, status: int, retry_after: int) -> bool:
+    """Refuse a handshake with an HTTP status, and return whether the server can."""
+    if DENIAL not in scope.get("extensions", {}):
+        return False
+    headers = [(b"retry-after", b"%d" % retry_after), (b"content-length", b"0"), (b"connection", b"close")]
+    await send({"type": f"{DENIAL}.start", "status": status, "headers": headers})
+    await send({"type": f"{DENIAL}.body", "body": b""})
+    return True
 
 
 def _without_session_wrapper(send: Any) -> Any:

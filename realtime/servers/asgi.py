@@ -9,9 +9,12 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from ..protocol import CloseCode
-from .base import is_text, payload_of
+from .base import Listener, Wire, is_text, payload_of
 
 logger = logging.getLogger("realtime.servers")
+
+HIGH_WATER = 1 << 16
+"""Bytes in the queue above which it is congested, as servers' own buffers are."""
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
@@ -26,12 +29,17 @@ class AsgiWire:
     """
 
     def __init__(self, send: Send) -> None:
-        self.on_writable: Callable[[], None] | None = None
+        self.listener: Listener | None = None
         self.closed = False
         self.buffered = 0
         self._send = send
         self._queue: deque[tuple[dict[str, Any], int]] = deque()
         self._task: asyncio.Task[None] | None = None
+        self._congested = False
+
+    @property
+    def gone(self) -> bool:
+        return self._task is None
 
     def write(self, frame: bytes) -> None:
         if not self.closed:
@@ -45,9 +53,13 @@ class AsgiWire:
             self._put({"type": "websocket.close", "code": code, "reason": reason}, 0)
 
     def abort(self) -> None:
+        self.discard()
+        self.close(CloseCode.GOING_AWAY, "")
+
+    def discard(self) -> None:
+        """Send nothing of what is still queued."""
         while self._queue:
             self.buffered -= self._queue.popleft()[1]
-        self.close(CloseCode.GOING_AWAY, "")
 
     def pause_reading(self) -> None:
         pass
@@ -60,6 +72,9 @@ class AsgiWire:
         self.buffered += size
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._send_all())
+        if self.buffered > HIGH_WATER and not self._congested and self.listener is not None:
+            self._congested = True
+            self.listener.congested()
 
     async def _send_all(self) -> None:
         try:
@@ -75,8 +90,9 @@ class AsgiWire:
         finally:
             self._task = None
             self.buffered = 0
-        if self.on_writable is not None:
-            self.on_writable()
+        if self._congested and self.listener is not None:
+            self._congested = False
+            self.listener.writable()
 
     async def _give_up(self) -> None:
         """End a connection that something could not be sent to: its client would wait for it."""
@@ -84,3 +100,60 @@ class AsgiWire:
             await self._send({"type": "websocket.close", "code": CloseCode.INTERNAL_ERROR})
         except Exception as error:  # noqa: BLE001
             logger.debug("event=close_failed error=%r", error)
+
+
+class WrappedWire:
+    """
+    Send through a middleware's ``send``, and do all else by the server's own wire.
+
+    So what the server holds counts, and the connection can be dropped, whatever stands in between.
+    """
+
+    def __init__(self, wire: Wire, send: Send) -> None:
+        self.listener: Listener | None = None
+        self.full: set[_Part] = set()
+        self._wire = wire
+        self._frames = AsgiWire(send)
+        for part in (self._wire, self._frames):
+            part.listener = _Part(self)
+        self.pause_reading = wire.pause_reading
+        self.resume_reading = wire.resume_reading
+        self.write = self._frames.write
+        self.close = self._frames.close
+
+    @property
+    def closed(self) -> bool:
+        return self._frames.closed or self._wire.closed
+
+    @property
+    def gone(self) -> bool:
+        return self._wire.gone
+
+    @property
+    def buffered(self) -> int:
+        return self._frames.buffered + self._wire.buffered
+
+    def abort(self) -> None:
+        self._frames.discard()
+        self._wire.abort()
+
+
+class _Part:
+    """Listen to one part of a ``WrappedWire``, which is writable when both are."""
+
+    def __init__(self, whole: WrappedWire) -> None:
+        self._whole = whole
+
+    def congested(self) -> None:
+        self._whole.full.add(self)
+        if self._whole.listener is not None:
+            self._whole.listener.congested()
+
+    def writable(self) -> None:
+        self._whole.full.discard(self)
+        if not self._whole.full and self._whole.listener is not None:
+            self._whole.listener.writable()
+
+    def controlled(self, written: int) -> None:
+        if self._whole.listener is not None:
+            self._whole.listener.controlled(written)

@@ -2,8 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol
+
+
+class Listener(Protocol):
+    """Be told what happens on a wire, by calls that neither wait nor raise."""
+
+    def congested(self) -> None:
+        """Take note that the server holds more than it can write at once, and had better get no more."""
+
+    def writable(self) -> None:
+        """Take note that all of that has been written."""
+
+    def controlled(self, written: int) -> None:
+        """
+        Take note that the client sent a frame that is no message: a ping, a pong, or a part of a message.
+
+        ``written`` is how many bytes the server wrote by itself because of it.
+        """
 
 
 class Wire(Protocol):
@@ -14,12 +30,15 @@ class Wire(Protocol):
     one broadcast can write the same bytes to everybody.
     """
 
-    on_writable: Callable[[], None] | None
-    """Called whenever the server's buffer has drained after having been full."""
+    listener: Listener | None
 
     @property
     def closed(self) -> bool:
         """Whether this side has closed or dropped the connection."""
+
+    @property
+    def gone(self) -> bool:
+        """Whether the TCP connection has ended, as far as that can be known."""
 
     @property
     def buffered(self) -> int:
@@ -41,6 +60,8 @@ class Wire(Protocol):
         """Read on."""
 
 
+LINGER = 5.0
+"""Seconds that a client has, after this side has closed, to read what was sent and to say goodbye."""
 TEXT, BINARY = b"\x81", b"\x82"
 """The first byte of a frame that is a whole text or binary message (RFC 6455 §5.2)."""
 

@@ -7,7 +7,9 @@ with daphne 4.2 and autobahn 26):
 - a close reason is dropped (django/daphne#374), and the codes 1001 to 1014 raise;
 - invalid UTF-8 and too big a frame end in a TCP reset instead of 1007 and 1009;
 - an empty text is not sent, and one over the limit for incoming messages raises;
-- a client that says goodbye but does not read stays for ever;
+- a client that says goodbye but does not read stays for ever, and so does one that sends but does not read;
+- what a client sends queues up without end when its application is slow;
+- a handshake can only be refused with 403;
 - a stop drops clients without a close frame, and raises while a handshake is under way.
 
 Each repair looks first whether what it replaces is what it expects; where it is not, Daphne is left as
@@ -25,16 +27,20 @@ import inspect
 import logging
 import sys
 from collections.abc import Awaitable, Callable
+from http import HTTPStatus
 from typing import Any
 
 from ..protocol import CloseCode
-from .base import binary_frame, is_text, payload_of, text_frame
+from .base import LINGER, Listener, binary_frame, is_text, payload_of, text_frame
+from .reader import PIECE, WIRE, Reader, keep_little_in_kernel
 
 logger = logging.getLogger("realtime.servers")
 
 SCOPE_KEY = "realtime"
-LINGER = 5.0
-"""Seconds that a client has to read what was sent before it said goodbye."""
+DENIAL = "websocket.http.response"
+"""The extension of ASGI by which a handshake is refused with a response of the application's own."""
+CONTINUATION = 0
+"""The opcode of a frame that continues a message (RFC 6455 §5.2)."""
 STOP_TIMEOUT = 3.0
 """Seconds that applications have to end once they were cancelled at the server's stop."""
 
@@ -49,6 +55,7 @@ EXPECTED = {
     "WebSocketProtocol.serverClose": "(self, code=None)",
     "WebSocketProtocol.handle_reply": "(self, message)",
     "WebSocketProtocol.onClose": "(self, wasClean, code, reason)",
+    "WebSocketProtocol.onMessage": "(self, payload, isBinary)",
 }
 """The methods that are replaced, with the signatures they must have."""
 _MARK = "_realtime_repair"
@@ -87,8 +94,9 @@ def _differences(classes: dict[str, Any]) -> list[str]:
             found.append(f"{path} is {signature}")
     protocol = classes["WebSocketProtocol"]
     frame = getattr(protocol, "sendCloseFrame", None)
-    if not hasattr(protocol, "_closeConnection"):
-        found.append("autobahn's _closeConnection is missing")
+    for name in ("_closeConnection", "dataReceived", "failHandshake", "onMessageFrameBegin", "onPing", "onPong"):
+        if not hasattr(protocol, name):
+            found.append(f"autobahn's {name} is missing")
     if frame is None or not {"code", "reasonUtf8", "isReply"} <= set(inspect.signature(frame).parameters):
         found.append("autobahn's sendCloseFrame is another")
     return found
@@ -100,7 +108,7 @@ def _repair_server(server_class: Any) -> None:
     @functools.wraps(create_application)
     def create_with_protocol(self: Any, protocol: Any, scope: dict[str, Any]) -> Any:
         if scope["type"] == "websocket":
-            scope.setdefault("extensions", {})[SCOPE_KEY] = protocol
+            scope.setdefault("extensions", {}).update({SCOPE_KEY: protocol, DENIAL: {}})
             # Daphne unquotes the offers, so that what was never offered could be accepted.
             offers = [value.decode("latin-1") for name, value in scope["headers"] if name == b"sec-websocket-protocol"]
             scope["subprotocols"] = [token.strip() for offer in offers for token in offer.split(",")]
@@ -149,12 +157,19 @@ def _repair_protocol(protocol_class: Any) -> None:
         self.failByDrop = False  # answer 1007 and 1009 with close frames instead of a TCP reset
         # After 1 s, autobahn's own, a busy browser had not answered, and its page saw 1006 instead of the code.
         self.closeHandshakeTimeout = LINGER
+        # By itself autobahn takes any message for the pong that it waits for.
+        self.autoPingRestartOnAnyTraffic = False
         return on_connect(self, request)
 
     @functools.wraps(handle_reply)
     def reply_in_full(self: Any, message: dict[str, Any]) -> None:
         kind = message.get("type") if self.state == self.STATE_OPEN else None
-        if kind == "websocket.close":
+        if message.get("type") == f"{DENIAL}.start":
+            self.__dict__[DENIAL] = message
+        elif message.get("type") == f"{DENIAL}.body":
+            if not message.get("more_body"):
+                deny(self, self.__dict__.pop(DENIAL))
+        elif kind == "websocket.close":
             close(self, message.get("code") or CloseCode.NORMAL, message.get("reason") or "")
         elif kind == "websocket.send":
             text = message.get("text")
@@ -168,12 +183,68 @@ def _repair_protocol(protocol_class: Any) -> None:
 
     @functools.wraps(on_close)
     def closed_with_code(self: Any, wasClean: bool, code: int | None, reason: str | None) -> None:
+        if self.failedByMe and self.localCloseCode:
+            code = self.localCloseCode  # whatever the client makes of it
         on_close(self, wasClean, CloseCode.NO_STATUS if code is None else code, reason)
+
+    on_message = protocol_class.onMessage
+
+    @functools.wraps(on_message)
+    def message_is_no_pong(self: Any, payload: bytes, isBinary: bool) -> None:
+        # Daphne pings only who has sent nothing for a while: one that sends, and never reads, would stay for ever.
+        last_ping = self.last_ping
+        on_message(self, payload, isBinary)
+        self.last_ping = last_ping
+
+    data_received = protocol_class.dataReceived
+
+    @functools.wraps(data_received)
+    def take_in_pieces(self: Any, data: bytes) -> None:
+        wire = self.__dict__.get(WIRE)
+        if wire is None:
+            data_received(self, data)
+        elif len(data) <= PIECE and wire.at_ease:
+            wire.parsed += len(data)
+            data_received(self, data)
+            if wire.crowded():
+                wire.parse_on()
+        else:
+            wire.take(data)
+
+    on_frame_begin, on_ping, on_pong = (
+        protocol_class.onMessageFrameBegin,
+        protocol_class.onPing,
+        protocol_class.onPong,
+    )
+
+    @functools.wraps(on_frame_begin)
+    def tell_of_part(self: Any, length: int) -> None:
+        on_frame_begin(self, length)
+        if self.current_frame.opcode == CONTINUATION:
+            _tell(self, 0)
+
+    @functools.wraps(on_ping)
+    def tell_of_ping(self: Any, payload: bytes) -> None:
+        on_ping(self, payload)
+        _tell(self, len(payload) + 2)
+
+    @functools.wraps(on_pong)
+    def tell_of_pong(self: Any, payload: bytes) -> None:
+        on_pong(self, payload)
+        _tell(self, 0)
+
+    protocol_class.onMessage = message_is_no_pong
+    protocol_class.dataReceived = take_in_pieces
+    protocol_class.onMessageFrameBegin = tell_of_part
+    protocol_class.onPing = tell_of_ping
+    protocol_class.onPong = tell_of_pong
 
     close_connection = protocol_class._closeConnection
 
     @functools.wraps(close_connection)
     def close_in_the_end(self: Any, abort: bool = False) -> None:
+        # autobahn resets a connection whose client has just said goodbye as it should.
+        abort = abort and not self.wasClean
         close_connection(self, abort)
         if not abort and buffered(self.transport):
             asyncio.get_running_loop().call_later(LINGER, self.transport.abortConnection)
@@ -183,6 +254,34 @@ def _repair_protocol(protocol_class: Any) -> None:
     protocol_class.handle_reply = reply_in_full
     protocol_class.serverClose = close_with_any_code
     protocol_class.onClose = closed_with_code
+
+
+def _tell(protocol: Any, written: int) -> None:
+    wire = protocol.__dict__.get(WIRE)
+    if wire is not None and wire.listener is not None:
+        wire.listener.controlled(written)
+
+
+def prepare(scope: Any, max_size: int) -> None:
+    """Read nothing until the connection is accepted, and then no message of over ``max_size`` bytes, or less."""
+    protocol = protocol_of(scope)
+    if protocol is not None:
+        for limit in ("maxMessagePayloadSize", "maxFramePayloadSize"):
+            setattr(protocol, limit, min(max_size, getattr(protocol, limit) or max_size))
+        protocol.transport.pauseProducing()
+
+
+def deny(protocol: Any, message: dict[str, Any]) -> None:
+    """Refuse a handshake with a status and headers, where Daphne and autobahn know a status alone."""
+    fail = protocol.failHandshake
+    headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in message.get("headers", ())]
+
+    def fail_with_headers(reason: str, code: int = 400, responseHeaders: Any = None) -> None:
+        fail(HTTPStatus(message["status"]).phrase, message["status"], headers)
+
+    if protocol.state == protocol.STATE_CONNECTING:
+        protocol.failHandshake = fail_with_headers
+        protocol.serverReject()
 
 
 def close(protocol: Any, code: int, reason: str) -> None:
@@ -218,34 +317,35 @@ def is_own_send(send: Any, protocol: Any) -> bool:
     return isinstance(send, functools.partial) and send.args == (protocol,) and send.func.__name__ == "handle_reply"
 
 
-class DaphneWire:
-    """Write to the Twisted transport below Daphne's protocol object."""
+class DaphneWire(Reader):
+    """
+    Write to the Twisted transport below Daphne's protocol object.
+
+    It is the transport's producer, which is told when the buffer is full and when it has drained. The HTTP channel
+    that the connection began as still is that, and has nothing left to produce.
+    """
 
     def __init__(self, protocol: Any) -> None:
+        super().__init__(protocol.application_queue)
+        self.listener: Listener | None = None
         self._protocol = protocol
         self._transport = protocol.transport
-        self._on_writable: Callable[[], None] | None = None
+        self._transport.unregisterProducer()
+        self._transport.registerProducer(self, True)
+        keep_little_in_kernel(getattr(self._transport, "socket", None))
+        setattr(protocol, WIRE, self)
 
     @property
     def closed(self) -> bool:
         return bool(self._protocol.state != self._protocol.STATE_OPEN)
 
     @property
-    def buffered(self) -> int:
-        return buffered(self._transport)
+    def gone(self) -> bool:
+        return bool(getattr(self._transport, "transport", self._transport).disconnected)
 
     @property
-    def on_writable(self) -> Callable[[], None] | None:
-        return self._on_writable
-
-    @on_writable.setter
-    def on_writable(self, callback: Callable[[], None] | None) -> None:
-        self._on_writable = callback
-        if callback is not None:
-            # Twisted tells a transport's producer when its buffer is full and when it has drained. The HTTP
-            # channel that the connection began as still is that producer, and has nothing left to produce.
-            self._transport.unregisterProducer()
-            self._transport.registerProducer(_Producer(self), True)
+    def buffered(self) -> int:
+        return buffered(self._transport)
 
     def write(self, frame: bytes) -> None:
         write(self._protocol, frame)
@@ -253,29 +353,34 @@ class DaphneWire:
     def close(self, code: int, reason: str) -> None:
         if not self.closed:
             close(self._protocol, code, reason)
+            self.expect_close()
 
     def abort(self) -> None:
         self._transport.abortConnection()
 
-    def pause_reading(self) -> None:
+    def _parse(self, data: bytes) -> None:
+        if self._protocol.state == self._protocol.STATE_CLOSED:
+            self.rest = b""
+        else:
+            type(self._protocol).dataReceived.__wrapped__(self._protocol, data)
+
+    def _stop_reading(self) -> None:
         self._transport.pauseProducing()
 
-    def resume_reading(self) -> None:
+    def _start_reading(self) -> None:
         self._transport.resumeProducing()
 
-
-class _Producer:
-    """Be told by Twisted when the transport is full, when it has drained, and when it is gone."""
-
-    def __init__(self, wire: DaphneWire) -> None:
-        self._wire = wire
+    # As the transport's producer
 
     def pauseProducing(self) -> None:
-        pass
+        if self.listener is not None:
+            self.listener.congested()
 
     def resumeProducing(self) -> None:
-        if self._wire.on_writable is not None:
-            self._wire.on_writable()
+        if getattr(self._transport, "disconnecting", False):
+            self._transport.unregisterProducer()  # or else Twisted would wait for more before it closes
+        elif self.listener is not None:
+            self.listener.writable()
 
     def stopProducing(self) -> None:
         pass

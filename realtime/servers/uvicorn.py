@@ -14,15 +14,20 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from .base import is_text, payload_of
+from ..logs import complain
+from .base import LINGER, Listener, is_text, payload_of
+from .reader import PIECE, WIRE, Reader, keep_little_in_kernel
 
 logger = logging.getLogger("realtime.servers")
 
 PROTOCOL = ("uvicorn.protocols.websockets.websockets_sansio_impl", "WebSocketsSansIOProtocol")
 USED_ATTRIBUTES = (
-    *("close_sent", "close_timeout", "close_timer", "conn", "disconnected", "handshake_complete", "loop"),
-    *("queue", "read_paused", "resume_writing", "send", "transport", "writable"),
+    *("close_sent", "close_timeout", "close_timer", "conn", "data_received", "disconnected", "handle_cont"),
+    *("handle_ping", "handle_pong", "handshake_complete", "loop", "pause_writing", "queue", "read_paused"),
+    *("resume_writing", "send", "transport", "writable"),
 )
+NOT_UTF8 = "Invalid UTF-8 sequence received from client."
+"""What uvicorn logs, with a traceback, for each text message that is not UTF-8."""
 LAST_WORDS = 1.0
 """Seconds that the close frame has to leave for a client that answers no ping."""
 GRACEFUL_SHUTDOWN = 5
@@ -53,40 +58,38 @@ def hide_query(receive: Any) -> None:
         protocol.scope = {**protocol.scope, "query_string": b""}
 
 
-class UvicornWire:
+def prepare(receive: Any, max_size: int) -> None:
+    """Read nothing until the connection is accepted, and then no message of over ``max_size`` bytes, or less."""
+    protocol = protocol_of(receive)
+    if protocol is not None:
+        protocol.conn.max_message_size = min(max_size, protocol.conn.max_message_size or max_size)
+        protocol.transport.pause_reading()
+
+
+class UvicornWire(Reader):
     """Write to the transport of uvicorn's ``WebSocketsSansIOProtocol``."""
 
     def __init__(self, protocol: Any) -> None:
+        super().__init__(protocol.queue)
+        self.listener: Listener | None = None
         self._protocol = protocol
         self._transport = protocol.transport
         self._plain = not protocol.conn.extensions
-        self._on_writable: Callable[[], None] | None = None
+        _repair(type(protocol))
+        keep_little_in_kernel(self._transport.get_extra_info("socket"))
+        setattr(protocol, WIRE, self)
 
     @property
     def closed(self) -> bool:
         return bool(self._protocol.close_sent or self._protocol.disconnected or self._transport.is_closing())
 
     @property
-    def buffered(self) -> int:
-        return int(self._transport.get_write_buffer_size())
+    def gone(self) -> bool:
+        return bool(self._protocol.disconnected)
 
     @property
-    def on_writable(self) -> Callable[[], None] | None:
-        return self._on_writable
-
-    @on_writable.setter
-    def on_writable(self, callback: Callable[[], None] | None) -> None:
-        self._on_writable = callback
-        # The transport calls its protocol's method by name, so a function on the object comes first.
-        self._protocol.__dict__.pop("resume_writing", None)
-        if callback is not None:
-            resume_writing = self._protocol.resume_writing
-
-            def resumed() -> None:
-                resume_writing()
-                callback()
-
-            self._protocol.resume_writing = resumed
+    def buffered(self) -> int:
+        return int(self._transport.get_write_buffer_size())
 
     def write(self, frame: bytes) -> None:
         protocol = self._protocol
@@ -123,20 +126,28 @@ class UvicornWire:
         # has read everything. Such a client may never read again.
         if protocol.close_timer is not None:
             protocol.close_timer.cancel()
-            protocol.close_timer = protocol.loop.call_later(protocol.close_timeout, self._transport.abort)
+            protocol.close_timer = protocol.loop.call_later(LINGER, self._transport.abort)
+        self.expect_close()
 
     def abort(self) -> None:
         self._transport.abort()
 
-    def pause_reading(self) -> None:
+    def _parse(self, data: bytes) -> None:
+        if self._transport.is_closing():
+            self.rest = b""
+        else:
+            type(self._protocol).data_received.__wrapped__(self._protocol, data)
+
+    def _stop_reading(self) -> None:
         if not self._transport.is_closing():
             self._protocol.read_paused = False  # or else uvicorn's receive() would read on
             self._transport.pause_reading()
 
-    def resume_reading(self) -> None:
-        if not self._protocol.queue.empty():
+    def _start_reading(self) -> None:
+        if not self._protocol.queue.empty() and not self._protocol.close_sent:
             self._protocol.read_paused = True  # uvicorn's receive() reads on when nothing waits any more
         elif not self._transport.is_closing():
+            self._protocol.read_paused = False
             self._transport.resume_reading()
 
 
@@ -150,6 +161,7 @@ def install(receive: Any) -> None:
     config: Any = getattr(getattr(receive, "__self__", None), "config", None)
     if type(config).__module__ != "uvicorn.config":
         return
+    logging.getLogger("uvicorn.error").addFilter(_quiet)
     if getattr(config, "timeout_graceful_shutdown", 0) is None:
         config.timeout_graceful_shutdown = GRACEFUL_SHUTDOWN
     protocol_class: Any = getattr(config, "ws_protocol_class", None)
@@ -157,7 +169,16 @@ def install(receive: Any) -> None:
         _repair(protocol_class)
 
 
+def _quiet(record: logging.LogRecord) -> bool:
+    """Return whether uvicorn may log this: not a traceback for each client that sends what is not UTF-8."""
+    if record.msg != NOT_UTF8:
+        return True
+    complain(logger, logging.WARNING, "event=invalid_utf8", "close=1007")
+    return False
+
+
 def _repair(protocol_class: Any) -> None:
+    """Mend the class in place, unless that was done: where it knows of a wire, tell the wire what happens."""
     shutdown, keepalive_timeout = protocol_class.shutdown, protocol_class.keepalive_timeout
     if hasattr(shutdown, "__wrapped__"):
         return
@@ -175,5 +196,41 @@ def _repair(protocol_class: Any) -> None:
         keepalive_timeout(self)
         self.loop.call_later(LAST_WORDS, self.transport.abort)
 
+    data_received = protocol_class.data_received
+
+    @functools.wraps(data_received)
+    def take_in_pieces(self: Any, data: bytes) -> None:
+        wire = self.__dict__.get(WIRE)
+        if wire is None or (len(data) <= PIECE and wire.at_ease):
+            data_received(self, data)
+        else:
+            wire.take(data)
+
     protocol_class.shutdown = shut_down_once
     protocol_class.keepalive_timeout = give_up
+    protocol_class.data_received = take_in_pieces
+    for name, tell in (
+        ("pause_writing", lambda listener, _: listener.congested()),
+        ("resume_writing", lambda listener, _: listener.writable()),
+        ("handle_ping", lambda listener, written: listener.controlled(written)),
+        ("handle_pong", lambda listener, written: listener.controlled(written)),
+        ("handle_cont", lambda listener, written: listener.controlled(written)),
+    ):
+        setattr(protocol_class, name, _telling(getattr(protocol_class, name), tell))
+
+
+def _telling(method: Any, tell: Callable[[Listener, int], None]) -> Any:
+    """Return ``method``, which then tells the wire's listener, and how many bytes it has added to the buffer."""
+
+    @functools.wraps(method)
+    def told(self: Any, *args: Any) -> None:
+        wire = self.__dict__.get(WIRE)
+        if wire is None or wire.listener is None:
+            method(self, *args)
+            return
+        before = wire.buffered
+        method(self, *args)
+        if wire.listener is not None:
+            tell(wire.listener, wire.buffered - before)
+
+    return told

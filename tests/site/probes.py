@@ -17,6 +17,22 @@ PROTOCOLS = {"WebSocketProtocol", "WebSocketsSansIOProtocol", "WebRequest", "Htt
 written = Counter()
 
 
+class Watcher:
+    """Count how often a wire says that it can be written to again."""
+
+    def __init__(self, topic):
+        self.topic = topic
+
+    def congested(self):
+        pass
+
+    def writable(self):
+        written.update([self.topic])
+
+    def controlled(self, written):
+        pass
+
+
 async def mark(request):
     """Write a line, so that whoever sees it knows that all that came before was written."""
     logger.info("mark %s", request.GET["text"])
@@ -45,12 +61,15 @@ async def leftovers(request):
 async def wire(request):
     """Call one wire's methods: that of the one connection subscribed to a topic."""
     topic, action = request.GET["topic"], request.GET["action"]
-    [connection] = get_hub().subscribers(topic)
+    connections = get_hub().subscribers(topic)
+    if not connections and action == "look":
+        return JsonResponse({"kind": "", "buffered": 0, "written": written[topic]})
+    [connection] = connections
     wire = connection.wire
     if action == "watch":
-        wire.on_writable = lambda: written.update([topic])
+        wire.listener = Watcher(topic)
     elif action == "unwatch":
-        wire.on_writable = None
+        wire.listener = None
     elif action in ("pause_reading", "resume_reading", "abort"):
         getattr(wire, action)()
     return JsonResponse({"kind": type(wire).__name__, "buffered": wire.buffered, "written": written[topic]})
@@ -61,6 +80,13 @@ async def publish_text(request):
     text = "x" * int(request.GET["size"])
     for _ in range(int(request.GET.get("count", "1"))):
         await apublish(request.GET.get("topic", "news"), {"text": text})
+    return JsonResponse({})
+
+
+async def publish_number(request):
+    """Publish a number on a topic, with a text of so many characters beside it."""
+    data = {"number": int(request.GET["number"]), "text": "x" * int(request.GET["size"])}
+    await apublish(request.GET["topic"], data)
     return JsonResponse({})
 
 

@@ -1,5 +1,6 @@
 """Users by token, as a site's ``AUTHENTICATE`` finds them."""
 
+import asyncio
 from types import SimpleNamespace
 
 
@@ -7,5 +8,7 @@ async def authenticate(token):
     """Let in whoever has a token that begins with ``good``."""
     if token == "broken":
         raise RuntimeError(f"no database for {token}")
+    if token == "hang":
+        await asyncio.Event().wait()
     known = token.startswith("good")
     return SimpleNamespace(pk=token, is_authenticated=True, get_username=lambda: "by-token") if known else None

@@ -3,7 +3,10 @@
 import asyncio
 import threading
 
+from pydantic import BaseModel
+
 from realtime import Topic
+from realtime.handlers import request_handler
 
 
 def _raise(user):
@@ -30,4 +33,15 @@ raising = Topic("raising", authorize=_raise)
 hanging = Topic("hanging", authorize=_hang)
 hanging_thread = Topic("hanging-thread", authorize=_hang_thread)
 many = [Topic(f"many-{number}", public=True) for number in range(130)]
+latest = Topic("latest", public=True, latest=True)
 stuck_thread = Topic("stuck-thread", authorize=_stick_thread)
+
+
+class ComplainRequest(BaseModel):
+    what: str
+
+
+@request_handler("complain_request", public=True)
+async def complain(request: ComplainRequest, caller) -> int:
+    """Raise what the client sent, as careless code does."""
+    return int(ComplainRequest.model_validate({"what": {request.what: 1}}).what)

@@ -18,6 +18,7 @@ urlpatterns = [
     path("leftovers/", probes.leftovers),
     path("wire/", probes.wire),
     path("publish_text/", probes.publish_text),
+    path("publish_number/", probes.publish_number),
     path("close_twice/", probes.close_twice),
     path("hold/", probes.hold),
     path("browser/", pages.browser),

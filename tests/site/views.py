@@ -29,7 +29,9 @@ async def apublish_many(request):
 async def close(request):
     """Close connections as an operator would."""
     message = CloseMessage(code=int(request.GET["code"]), reason=request.GET.get("reason", ""))
-    outcome = await aclose_connections(message, topic=request.GET.get("topic"))
+    outcome = await aclose_connections(
+        message, topic=request.GET.get("topic"), spread=float(request.GET.get("spread", "0"))
+    )
     return JsonResponse(outcome._asdict())
 
 

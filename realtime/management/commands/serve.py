@@ -16,7 +16,9 @@ from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError
 from django.db import connection
 
+from ...conf import get_settings
 from ...layers import configured_layer, is_local
+from ...limits import SPARE_DESCRIPTORS, descriptors
 
 STOP_TIMEOUT = 5.0
 """Seconds that ``run_heartbeats`` has for its own end, when the server beside it has ended."""
@@ -42,6 +44,8 @@ class Command(BaseCommand):
         self._refuse_nonsense(server, workers, local)
         _application()
         self._prepare_database()
+        if (most := get_settings().MAX_CONNECTIONS) is not None:
+            descriptors(most + SPARE_DESCRIPTORS)
         self._greet(host, port)
         # uvicorn ends by raising the signal that stopped it again, which must not skip the clean-up below.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
