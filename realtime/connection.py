@@ -115,6 +115,13 @@ class Connection:
 
     # A wire does not raise. One that does all the same must not keep the hub from the other connections.
 
+    @property
+    def crowded(self) -> bool:
+        """Whether half the outbox is full: what a client asks for then has to wait, so as not to close it."""
+        return (
+            self.backlog is not None and not self.wire.closed and self.wire.buffered > self._settings.OUTBOX_LIMIT // 2
+        )
+
     def write(self, frame: bytes) -> None:
         """Write one frame, unless that would be more than the outbox takes: then close the connection."""
         try:
@@ -142,6 +149,8 @@ class Connection:
     def _write_watched(self, frame: bytes) -> None:
         if self._fits(self.backlog, frame):
             before = self.wire.buffered
+            if not before and self.backlog is not None and not self.backlog.congested:
+                self.backlog = None  # what waited has been written
             self.wire.write(frame)
             if self.backlog is not None:  # by how much it grows differs from the frame where it is compressed
                 self.backlog.written += max(0, self.wire.buffered - before)
@@ -255,8 +264,14 @@ class Connection:
 
     def look_after(self, now: float) -> None:
         """Close a connection that is too old, has said nothing for too long, or does not read (``now``: monotonic)."""
-        if self.wire.closed:
-            return
+        try:
+            if not self.wire.closed:
+                self._look_after(now)
+        except Exception:
+            logger.exception("event=look_failed connection=%s", self.id)
+            self.abort()
+
+    def _look_after(self, now: float) -> None:
         if now >= self.expires:
             self._counts[Count.AGED] += 1
             self.close(CloseCode.GOING_AWAY, "maximum age")
@@ -288,3 +303,6 @@ class Connection:
         self.wire.listener = None
         self.backlog = None
         self.task = None
+        if self._resuming is not None:
+            self._resuming.cancel()
+            self._resuming = None

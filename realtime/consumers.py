@@ -57,6 +57,8 @@ logger = logging.getLogger("realtime.consumers")
 FRAMES_A_TURN = 32
 """Frames that one connection may have handled before others get a turn on the event loop."""
 
+CROWDED_INTERVAL = 0.02
+"""Seconds between two looks at whether a client has read enough of its answers to get more."""
 LONGEST_PAUSE = 1.0
 """Seconds between two looks at whether a client that has to wait is still there."""
 
@@ -101,8 +103,8 @@ class RealtimeConsumer(AsyncJsonWebsocketConsumer):
         self._address = address_of(scope, self.hub.settings.TRUSTED_HOPS)
         self._user = ""
         greet(scope, receive)
-        prepare(scope, receive, self.hub.settings.MAX_MESSAGE_SIZE)
         try:
+            prepare(scope, receive, self.hub.settings.MAX_MESSAGE_SIZE)
             await self._enter(receive)
         except asyncio.CancelledError:
             if not self.hub.aborted:  # else it was the hub, for a handler that holds up the server's stop
@@ -200,6 +202,8 @@ class RealtimeConsumer(AsyncJsonWebsocketConsumer):
                     await self._limit(connection, message, wait)
                 else:
                     await self.websocket_receive(message)
+                while connection.crowded:  # no more answers until some were read
+                    await asyncio.sleep(CROWDED_INTERVAL)
             # receive() does not give way while frames wait.
             frames += 1
             if frames % FRAMES_A_TURN == 0:
@@ -219,7 +223,7 @@ class RealtimeConsumer(AsyncJsonWebsocketConsumer):
         await self.send_json(ErrorMessage(message=text, code=ErrorCode.RATE_LIMITED, req_id=req_id))
         if not connection.close_flooder():
             connection.pause_reading(wait)
-            while (left := connection.paused_until - time.monotonic()) > 0 and not connection.wire.gone:
+            while (left := connection.paused_until - time.monotonic()) > 0 and not connection.wire.closed:
                 await asyncio.sleep(min(left, LONGEST_PAUSE))
 
     async def _fail(self) -> None:

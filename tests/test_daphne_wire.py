@@ -41,6 +41,9 @@ UPSTREAM = {
     "autobahn.websocket.protocol.WebSocketProtocol.onMessageFrameBegin": "68c4eae4de95e1fb",
     "autobahn.websocket.protocol.WebSocketProtocol.onPing": "d283f6ebda586764",
     "autobahn.websocket.protocol.WebSocketProtocol.onPong": "e75245df70f4224a",
+    "autobahn.websocket.protocol.WebSocketProtocol._sendAutoPing": "344058949ed67de3",
+    "autobahn.websocket.protocol.WebSocketProtocol.onAutoPingTimeout": "5de3ae0af03e5bd3",
+    "autobahn.websocket.protocol.WebSocketServerProtocol.sendHttpErrorResponse": "cea44d9c8accd7df",
     "autobahn.websocket.protocol.WebSocketServerProtocol.failHandshake": "354c2c03cca517fb",
     "autobahn.twisted.websocket.WebSocketAdapterProtocol._closeConnection": "17833f32dde140f0",
     "twisted.internet.abstract.FileDescriptor.registerProducer": "7d7ad4f91234689d",
@@ -86,6 +89,8 @@ class Protocol:
     def onMessageFrameBegin(self, length): ...
     def onPing(self, payload): ...
     def onPong(self, payload): ...
+    def _sendAutoPing(self): ...
+    def onAutoPingTimeout(self): ...
     def dataReceived(self, data): ...
     def failHandshake(self, reason, code=400, responseHeaders=None): ...
     def sendCloseFrame(self, code=None, reasonUtf8=None, isReply=False): ...
@@ -167,7 +172,11 @@ def test_another_way_to_send_close_frames_is_not_repaired_and_said(
 
 
 @pytest.mark.parametrize(
-    "name", ["_closeConnection", "dataReceived", "failHandshake", "onMessageFrameBegin", "onPing", "onPong"]
+    "name",
+    [
+        *("_closeConnection", "_sendAutoPing", "dataReceived", "failHandshake", "onAutoPingTimeout"),
+        *("onMessageFrameBegin", "onPing", "onPong"),
+    ],
 )
 def test_missing_method_of_autobahn_is_not_repaired_and_said(
     fake: SimpleNamespace, caplog: pytest.LogCaptureFixture, name: str

@@ -111,12 +111,16 @@ async def test_slow_consumer_that_reads_in_time_sees_why_it_is_closed(own: Serve
 
 
 @WIRES
-async def test_more_at_once_than_the_outbox_takes_reaches_a_client_that_reads(own: Server) -> None:
-    async with Client(own.url, max_queue=None) as client:
-        await client.subscribe("news")
-        await publish(own, "news", 100_000, 40)
-        assert len(await client.publications(40)) == 40
-        assert "slow_consumers" not in counts(own)
+async def test_more_at_once_than_the_outbox_takes_reaches_a_client_that_reads(
+    kind: str, options: tuple[str, ...], name: str
+) -> None:
+    limit = 8 << 20  # on a busy machine the client needs some time
+    with running(kind, *options, application=f"tests.site.asgi:{name}", REALTIME_OUTBOX_LIMIT=str(limit)) as own:
+        async with Client(own.url, max_queue=None, compression=None) as client:
+            await client.subscribe("news")
+            await publish(own, "news", 500_000, 40)
+            assert len(await client.publications(40)) == 40
+            assert "slow_consumers" not in counts(own)
 
 
 @WIRES
@@ -132,19 +136,54 @@ async def test_outbox_never_holds_more_than_its_limit(own: Server) -> None:
 
 
 @WIRES
-async def test_pongs_and_answers_count(own: Server) -> None:
+async def test_pongs_that_are_not_read_count(own: Server) -> None:
     async with reader(own) as rude:
-        ping, echo = raw.frame(raw.PING, b"x" * 125), raw.frame(raw.TEXT, b'{"type":"echo_request","echo":"x"}')
-        loop = asyncio.get_running_loop()
-        end = loop.time() + TIMEOUT
-        try:
-            while loop.time() < end and not counts(own).get("slow_consumers"):
-                async with asyncio.timeout(1):
-                    await rude.send((ping * 20 + echo) * 500)
-        except (TimeoutError, OSError):
-            pass
+        await press(own, rude, raw.frame(raw.PING, b"x" * 125) * 5000)
         await counted(own, slow_consumers=1)
         await nobody_left(own)
+
+
+async def press(server: Server, client: Raw, frames: bytes) -> None:
+    """Send frames again and again, and read nothing, until the server has had enough."""
+    loop = asyncio.get_running_loop()
+    end = loop.time() + TIMEOUT
+    while loop.time() < end and not counts(server).get("slow_consumers"):
+        try:
+            async with asyncio.timeout(0.5):
+                await client.send(frames)
+        except OSError:
+            break
+        except TimeoutError:
+            pass
+
+
+async def test_client_that_asks_and_does_not_read_is_not_answered_on_and_closed_in_the_end(kind: str) -> None:
+    with running(kind, REALTIME_OUTBOX_LIMIT=str(OUTBOX), REALTIME_WRITE_TIMEOUT="2") as own:
+        async with Client(own.url) as other, reader(own, "many-9") as rude:
+            asking = asyncio.create_task(press(own, rude, big_echo_request() * 20))
+            most = 0
+            while not asking.done():
+                most = max(most, (await own.aget("/wire/?topic=many-9&action=look"))["buffered"])
+                await other.echo()
+            assert OUTBOX // 2 <= most <= OUTBOX
+            await counted(own, slow_consumers=1)
+            await asyncio.to_thread(own.wait_for_line, "event=slow_consumer reason=stalled ")
+            await nobody_left(own, but=1)
+
+
+async def test_client_that_asks_much_at_once_and_reads_gets_every_answer(kind: str) -> None:
+    with running(kind, REALTIME_OUTBOX_LIMIT=str(OUTBOX)) as own:
+        async with Raw(own.port) as client:
+            await client.open()
+            asking = asyncio.create_task(client.send(big_echo_request() * 200))
+            for _ in range(200):
+                assert len((await client.frame())[1]) > 40_000
+            await asking
+            assert "slow_consumers" not in counts(own)
+
+
+def big_echo_request() -> bytes:
+    return raw.frame(raw.TEXT, json.dumps({"type": "echo_request", "echo": "x" * 40_000}).encode())
 
 
 @pytest.mark.parametrize("size", [1, 150_000], ids=["a little", "more than the server likes"])

@@ -107,6 +107,9 @@ class Transport(asyncio.Transport):
     def get_write_buffer_size(self) -> int:
         return sum(map(len, self.written))
 
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        pass
+
     def write(self, data: Any) -> None:
         self.written.append(data)
 

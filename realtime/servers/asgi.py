@@ -9,12 +9,9 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from ..protocol import CloseCode
-from .base import Listener, Wire, is_text, payload_of
+from .base import HIGH_WATER, LINGER, Listener, ServerWire, is_text, payload_of
 
 logger = logging.getLogger("realtime.servers")
-
-HIGH_WATER = 1 << 16
-"""Bytes in the queue above which it is congested, as servers' own buffers are."""
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
@@ -109,17 +106,22 @@ class WrappedWire:
     So what the server holds counts, and the connection can be dropped, whatever stands in between.
     """
 
-    def __init__(self, wire: Wire, send: Send) -> None:
+    def __init__(self, wire: ServerWire, send: Send) -> None:
         self.listener: Listener | None = None
         self.full: set[_Part] = set()
         self._wire = wire
         self._frames = AsgiWire(send)
-        for part in (self._wire, self._frames):
-            part.listener = _Part(self)
+        self._wire.listener, self._frames.listener = _Part(self), _Part(self)
         self.pause_reading = wire.pause_reading
         self.resume_reading = wire.resume_reading
         self.write = self._frames.write
-        self.close = self._frames.close
+
+    def close(self, code: int, reason: str) -> None:
+        if not self.closed:
+            self._frames.close(code, reason)
+            self._wire.expect_close()
+            # `send` may wait for a client that never reads, and the close frame with it.
+            asyncio.get_running_loop().call_later(LINGER, self.abort)
 
     @property
     def closed(self) -> bool:

@@ -12,7 +12,7 @@ class Listener(Protocol):
         """Take note that the server holds more than it can write at once, and had better get no more."""
 
     def writable(self) -> None:
-        """Take note that all of that has been written."""
+        """Take note that most of that has been written."""
 
     def controlled(self, written: int) -> None:
         """
@@ -38,7 +38,7 @@ class Wire(Protocol):
 
     @property
     def gone(self) -> bool:
-        """Whether the TCP connection has ended, as far as that can be known."""
+        """Whether the TCP connection has ended; on plain ASGI, whether nothing waits to be sent."""
 
     @property
     def buffered(self) -> int:
@@ -60,6 +60,15 @@ class Wire(Protocol):
         """Read on."""
 
 
+class ServerWire(Wire, Protocol):
+    """Reach one client of a server whose insides we know."""
+
+    def expect_close(self) -> None:
+        """Read on, whoever paused that: this side closes, and the client's own close frame is to be seen."""
+
+
+HIGH_WATER = 1 << 16
+"""Bytes that a server holds for one client above which it is congested, unless the server says otherwise."""
 LINGER = 5.0
 """Seconds that a client has, after this side has closed, to read what was sent and to say goodbye."""
 TEXT, BINARY = b"\x81", b"\x82"

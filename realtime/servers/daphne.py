@@ -94,7 +94,10 @@ def _differences(classes: dict[str, Any]) -> list[str]:
             found.append(f"{path} is {signature}")
     protocol = classes["WebSocketProtocol"]
     frame = getattr(protocol, "sendCloseFrame", None)
-    for name in ("_closeConnection", "dataReceived", "failHandshake", "onMessageFrameBegin", "onPing", "onPong"):
+    for name in (
+        *("_closeConnection", "_sendAutoPing", "dataReceived", "failHandshake", "onAutoPingTimeout"),
+        *("onMessageFrameBegin", "onPing", "onPong"),
+    ):
         if not hasattr(protocol, name):
             found.append(f"autobahn's {name} is missing")
     if frame is None or not {"code", "reasonUtf8", "isReply"} <= set(inspect.signature(frame).parameters):
@@ -157,16 +160,15 @@ def _repair_protocol(protocol_class: Any) -> None:
         self.failByDrop = False  # answer 1007 and 1009 with close frames instead of a TCP reset
         # After 1 s, autobahn's own, a busy browser had not answered, and its page saw 1006 instead of the code.
         self.closeHandshakeTimeout = LINGER
-        # By itself autobahn takes any message for the pong that it waits for.
-        self.autoPingRestartOnAnyTraffic = False
         return on_connect(self, request)
 
     @functools.wraps(handle_reply)
     def reply_in_full(self: Any, message: dict[str, Any]) -> None:
         kind = message.get("type") if self.state == self.STATE_OPEN else None
         if message.get("type") == f"{DENIAL}.start":
-            self.__dict__[DENIAL] = message
+            self.__dict__[DENIAL] = {**message, "body": b""}
         elif message.get("type") == f"{DENIAL}.body":
+            self.__dict__[DENIAL]["body"] += message.get("body", b"")
             if not message.get("more_body"):
                 deny(self, self.__dict__.pop(DENIAL))
         elif kind == "websocket.close":
@@ -194,7 +196,28 @@ def _repair_protocol(protocol_class: Any) -> None:
         # Daphne pings only who has sent nothing for a while: one that sends, and never reads, would stay for ever.
         last_ping = self.last_ping
         on_message(self, payload, isBinary)
-        self.last_ping = last_ping
+        if WIRE in self.__dict__:
+            self.last_ping = last_ping
+
+    send_ping, ping_timeout = protocol_class._sendAutoPing, protocol_class.onAutoPingTimeout
+
+    @functools.wraps(send_ping)
+    def ping_once(self: Any) -> None:
+        # A second ping would take the place of the first, whose timer would go on.
+        if self.autoPingTimeoutCall is None:
+            send_ping(self)
+
+    @functools.wraps(ping_timeout)
+    def give_up_if_read(self: Any) -> None:
+        wire = self.__dict__.get(WIRE)
+        if wire is None or (wire.at_ease and not wire.crowded()):
+            ping_timeout(self)
+        else:  # the answer may have come, and was not read yet
+            timer = self.factory._batched_timer
+            self.autoPingTimeoutCall = timer.call_later(self.autoPingTimeout, self.onAutoPingTimeout)
+
+    protocol_class._sendAutoPing = ping_once
+    protocol_class.onAutoPingTimeout = give_up_if_read
 
     data_received = protocol_class.dataReceived
 
@@ -266,18 +289,24 @@ def prepare(scope: Any, max_size: int) -> None:
     """Read nothing until the connection is accepted, and then no message of over ``max_size`` bytes, or less."""
     protocol = protocol_of(scope)
     if protocol is not None:
+        # By itself autobahn takes any message for the pong that it waits for.
+        protocol.autoPingRestartOnAnyTraffic = False
         for limit in ("maxMessagePayloadSize", "maxFramePayloadSize"):
             setattr(protocol, limit, min(max_size, getattr(protocol, limit) or max_size))
         protocol.transport.pauseProducing()
 
 
 def deny(protocol: Any, message: dict[str, Any]) -> None:
-    """Refuse a handshake with a status and headers, where Daphne and autobahn know a status alone."""
-    fail = protocol.failHandshake
+    """Refuse a handshake with a response of the application's, where Daphne and autobahn know a status alone."""
     headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in message.get("headers", ())]
 
     def fail_with_headers(reason: str, code: int = 400, responseHeaders: Any = None) -> None:
-        fail(HTTPStatus(message["status"]).phrase, message["status"], headers)
+        status = message["status"]
+        phrase = HTTPStatus(status).phrase if status in set(HTTPStatus) else ""
+        protocol.wasNotCleanReason = phrase
+        protocol.sendHttpErrorResponse(status, phrase, headers)
+        protocol.sendData(message["body"])
+        protocol.dropConnection(abort=False)
 
     if protocol.state == protocol.STATE_CONNECTING:
         protocol.failHandshake = fail_with_headers
@@ -287,6 +316,8 @@ def deny(protocol: Any, message: dict[str, Any]) -> None:
 def close(protocol: Any, code: int, reason: str) -> None:
     """Send a close frame with any code and a reason; autobahn's own ``sendClose`` refuses most codes."""
     protocol.sendCloseFrame(code=int(code), reasonUtf8=reason.encode(), isReply=False)
+    if (wire := protocol.__dict__.get(WIRE)) is not None:
+        wire.expect_close()
 
 
 def write(protocol: Any, frame: bytes) -> None:
@@ -321,8 +352,8 @@ class DaphneWire(Reader):
     """
     Write to the Twisted transport below Daphne's protocol object.
 
-    It is the transport's producer, which is told when the buffer is full and when it has drained. The HTTP channel
-    that the connection began as still is that, and has nothing left to produce.
+    It takes the place of the HTTP channel that the connection began as, which has nothing left to produce, as the
+    transport's producer: that is told when the buffer is full and when it has drained.
     """
 
     def __init__(self, protocol: Any) -> None:
@@ -353,7 +384,6 @@ class DaphneWire(Reader):
     def close(self, code: int, reason: str) -> None:
         if not self.closed:
             close(self._protocol, code, reason)
-            self.expect_close()
 
     def abort(self) -> None:
         self._transport.abortConnection()
@@ -377,9 +407,7 @@ class DaphneWire(Reader):
             self.listener.congested()
 
     def resumeProducing(self) -> None:
-        if getattr(self._transport, "disconnecting", False):
-            self._transport.unregisterProducer()  # or else Twisted would wait for more before it closes
-        elif self.listener is not None:
+        if self.listener is not None:
             self.listener.writable()
 
     def stopProducing(self) -> None:

@@ -8,6 +8,7 @@ ours, which lets clients go first and then hands the signal on.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import multiprocessing
 import signal
@@ -42,6 +43,11 @@ def before_stop(
     return handler.uninstall
 
 
+def _is_of_asyncio(handler: Any) -> bool:
+    """Return whether ``handler`` is what ``asyncio.run`` sets for Ctrl-C, which no server has."""
+    return isinstance(handler, functools.partial) and getattr(handler.func, "__module__", "") == "asyncio.runners"
+
+
 class _Handler:
     def __init__(
         self, loop: asyncio.AbstractEventLoop, drain: Callable[[], Awaitable[None]], abort: Callable[[], None]
@@ -57,7 +63,10 @@ class _Handler:
 
     def install(self) -> None:
         for number in SIGNALS:
-            if (behind := signal.getsignal(number)) not in DEFAULTS:
+            behind = signal.getsignal(number)
+            while isinstance(behind, _Handler) and behind._loop.is_closed():
+                behind = behind._behind[number]
+            if behind not in DEFAULTS and not _is_of_asyncio(behind):
                 self._behind[number] = behind
                 signal.signal(number, self)
 
@@ -69,7 +78,7 @@ class _Handler:
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         # This runs on the main thread between any two of its instructions, so it does next to nothing.
-        if self._handed_on or self._loop.is_closed():
+        if self._handed_on or not self._loop.is_running():
             self._behind[number](number, frame)
         else:
             self._loop.call_soon_threadsafe(self._told, number)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..logs import complain
-from .base import LINGER, Listener, is_text, payload_of
+from .base import HIGH_WATER, LINGER, Listener, is_text, payload_of
 from .reader import PIECE, WIRE, Reader, keep_little_in_kernel
 
 logger = logging.getLogger("realtime.servers")
@@ -61,7 +61,7 @@ def hide_query(receive: Any) -> None:
 def prepare(receive: Any, max_size: int) -> None:
     """Read nothing until the connection is accepted, and then no message of over ``max_size`` bytes, or less."""
     protocol = protocol_of(receive)
-    if protocol is not None:
+    if protocol is not None and not protocol.transport.is_closing():
         protocol.conn.max_message_size = min(max_size, protocol.conn.max_message_size or max_size)
         protocol.transport.pause_reading()
 
@@ -76,6 +76,7 @@ class UvicornWire(Reader):
         self._transport = protocol.transport
         self._plain = not protocol.conn.extensions
         _repair(type(protocol))
+        self._transport.set_write_buffer_limits(high=HIGH_WATER)  # with TLS it would be half a megabyte
         keep_little_in_kernel(self._transport.get_extra_info("socket"))
         setattr(protocol, WIRE, self)
 
@@ -89,7 +90,8 @@ class UvicornWire(Reader):
 
     @property
     def buffered(self) -> int:
-        return int(self._transport.get_write_buffer_size())
+        # asyncio's TLS transport cannot be asked any more once it is closed.
+        return 0 if self._protocol.disconnected else int(self._transport.get_write_buffer_size())
 
     def write(self, frame: bytes) -> None:
         protocol = self._protocol
@@ -161,7 +163,6 @@ def install(receive: Any) -> None:
     config: Any = getattr(getattr(receive, "__self__", None), "config", None)
     if type(config).__module__ != "uvicorn.config":
         return
-    logging.getLogger("uvicorn.error").addFilter(_quiet)
     if getattr(config, "timeout_graceful_shutdown", 0) is None:
         config.timeout_graceful_shutdown = GRACEFUL_SHUTDOWN
     protocol_class: Any = getattr(config, "ws_protocol_class", None)
@@ -193,9 +194,16 @@ def _repair(protocol_class: Any) -> None:
 
     @functools.wraps(keepalive_timeout)
     def give_up(self: Any) -> None:
-        keepalive_timeout(self)
-        self.loop.call_later(LAST_WORDS, self.transport.abort)
+        wire = self.__dict__.get(WIRE)
+        if wire is None or self.close_sent:
+            keepalive_timeout(self)
+        elif self.read_paused or not wire.at_ease:  # the answer may have come, and was not read yet
+            self.pong_timer = self.loop.call_later(self.ping_timeout, self.keepalive_timeout)
+        else:
+            keepalive_timeout(self)
+            self.loop.call_later(LAST_WORDS, self.transport.abort)
 
+    logging.getLogger("uvicorn.error").addFilter(_quiet)
     data_received = protocol_class.data_received
 
     @functools.wraps(data_received)
