@@ -255,8 +255,6 @@ class Inner:
     def resume_reading(self) -> None: ...
 
 
-# A real bug: the server's wire says "writable" of its own buffer alone, while the queue in front of it is still full.
-# The listener then takes its backlog for written, and sends what waits for that. Fails until it is mended.
 async def test_wrapped_wire_tells_that_it_has_drained_only_once_both_parts_have(server: Server) -> None:
     server.way.clear()
     inner: Any = Inner()

@@ -475,8 +475,6 @@ class CompressingWire(SlowWire):
             self.buffered -= len(frame) // 2
 
 
-# A real bug: what is written counts as long as it was before the server compressed it (uvicorn does with most
-# clients), so that each frame looks like progress, and the timeout never comes. Fails until it is mended.
 def test_client_that_reads_nothing_is_closed_in_time_though_the_server_compresses(clock: Clock, timers: Timers) -> None:
     connection, wire, _ = connection_of(CompressingWire(), WRITE_TIMEOUT=10)
     wire.congest()
@@ -487,7 +485,6 @@ def test_client_that_reads_nothing_is_closed_in_time_though_the_server_compresse
     assert slow(wire)
 
 
-# The same bug: over plain ASGI payloads are counted, which are shorter than the frames by their headers.
 async def test_client_that_reads_nothing_is_closed_in_time_over_plain_asgi(clock: Clock) -> None:
     async def send(message: Any) -> None:
         await asyncio.Event().wait()
@@ -636,8 +633,6 @@ def test_control_frame_over_the_limit_pauses_reading_until_there_is_a_token(time
     assert wire.reading
 
 
-# A real bug: each frame of a burst sets a timer, and the first of them resumes reading, long before there is a token;
-# what is read then sets as many again. Fails until it is mended.
 def test_control_frames_over_the_limit_pause_reading_until_the_last_has_a_token(timers: Timers) -> None:
     connection, wire, _ = connection_of(RATE_LIMIT=10, RATE_BURST=5)
     for _ in range(5 + 100):

@@ -543,8 +543,6 @@ async def test_requests_are_read_from_a_client_over_the_limit_no_faster_than_it_
         assert read == [False, True]
 
 
-# A real bug: once its own wait is over, the consumer resumes reading, though pings and the like, which take tokens as
-# well, have made it a longer one meanwhile. Fails until it is mended.
 async def test_reading_is_not_resumed_before_there_is_a_token(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     settings.REALTIME = LIMITED | {"RATE_LIMIT": 10.0}
     resumed: list[float] = []

@@ -889,8 +889,6 @@ async def test_publications_too_many_for_a_slow_client_close_it_and_no_other() -
     assert hub.counts == {Count.SLOW_CONSUMERS: 1}
 
 
-# A real bug: publish() lets through data of up to OUTBOX_LIMIT bytes, but the frame, which is a little longer, must fit
-# it as well, so that publishing such data closes every subscriber. Fails until it is mended.
 @pytest.mark.parametrize("short", [0, 50])
 async def test_largest_data_that_may_be_published_closes_nobody(short: int) -> None:
     topic = Topic("news")

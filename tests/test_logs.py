@@ -158,7 +158,6 @@ def test_complaint_of_a_known_kind_is_told_apart_though_there_are_the_most_kinds
     assert f"{KIND} repeated=1" in lines()
 
 
-# A real bug: `kind` becomes part of the format, so that a topic named "load.100%" costs the line. Fails until mended.
 @pytest.mark.parametrize("name", ["load.100%", "50%s", "%(x)s"])
 def test_complaint_whose_kind_holds_a_percent_sign_is_written(lines: Any, name: str) -> None:
     complain(logger, logging.ERROR, f"event=handler_failed topic={name!r}", "connection=%s", "1")
@@ -245,7 +244,6 @@ def test_exception_is_written_without_anything_raw_whatever_it_says(text: str, h
     assert_harmless(written(HOLDERS[holder](text)))
 
 
-# A real bug: an exception with clean text is written itself, with its notes. Fails until it is mended.
 def test_exception_with_a_note_is_written_without_anything_raw() -> None:
     error = raised(ValueError("clean"))
     error.add_note("\x1b[31m\nevent=forged")
@@ -381,7 +379,6 @@ def test_cause_whose_text_cannot_be_had_is_written_without() -> None:
     assert log.splitlines()[-1] == "RuntimeError: outer"
 
 
-# A real bug: str() of an exception without causes is called unguarded, and complain() raises. Fails until it is mended.
 def test_exception_whose_argument_has_no_text_is_written_without() -> None:
     log = written(raised(ValueError(MuteArgument())))
     assert log.splitlines()[-1] == "ValueError: (its message cannot be had: ZeroDivisionError)"
