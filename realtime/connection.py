@@ -187,7 +187,8 @@ class Connection:
         complain(logger, logging.WARNING, kind, "connection=%s buffered=%d", self.id, self.wire.buffered)
         self.close(CloseCode.SLOW_CONSUMER, "slow consumer")
         if self.backlog is not None:
-            self._drop_latest(self.backlog)
+            self.backlog.latest.clear()
+            self.backlog.latest_size = 0
         asyncio.get_running_loop().call_later(LINGER, self.abort)
 
     def abort(self) -> None:
@@ -292,11 +293,6 @@ class Connection:
         elif now - backlog.moved >= self._settings.WRITE_TIMEOUT:
             self.close_slow("stalled")
         backlog.buffered, backlog.written = buffered, 0
-
-    @staticmethod
-    def _drop_latest(backlog: Backlog) -> None:
-        backlog.latest.clear()
-        backlog.latest_size = 0
 
     def detach(self) -> None:
         """Listen to the wire no more: the connection has ended."""

@@ -15,7 +15,7 @@ from channels.generic.websocket import AsyncJsonWebsocketConsumer
 from .connection import Connection
 from .exceptions import RequestError, RequestRefused
 from .handlers import Caller, handlers
-from .handshake import Identity, identify, is_signed_in, origin_allowed, peer_of
+from .handshake import Identity, identify, origin_allowed, peer_of, user_id_of
 from .hub import get_hub
 from .limits import DRAINING, Count, Refusal, address_of
 from .link import JOIN_TIMEOUT, Group
@@ -148,8 +148,7 @@ class RealtimeConsumer(AsyncJsonWebsocketConsumer):
         self._identity = await identify(self.scope)
         if not self._identity.known:
             self.hub.counts[Count.UNIDENTIFIED] += 1
-        user = self.scope["user"]
-        key = str(getattr(user, "pk", "")) if is_signed_in(user) else ""
+        key = user_id_of(self.scope["user"])
         if (refusal := self.hub.door.enter_as(key)) is not None:
             await self._refuse(refusal)
             return

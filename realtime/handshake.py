@@ -194,17 +194,19 @@ def is_signed_in(user: Any) -> bool:
     return user is not None and bool(getattr(user, "is_authenticated", False))
 
 
+def user_id_of(user: Any) -> str:
+    """Return the primary key of ``user`` as text, empty where nobody signed in."""
+    return str(getattr(user, "pk", "")) if is_signed_in(user) else ""
+
+
 def peer_of(scope: Any, identity: Identity, address: str) -> Peer:
     """Return what the hub is to know of who connects."""
     user = scope["user"]
-    user_id = username = ""
-    if is_signed_in(user):
-        user_id = str(getattr(user, "pk", ""))
-        username = str(user.get_username()) if hasattr(user, "get_username") else ""
+    named = is_signed_in(user) and hasattr(user, "get_username")
     agents = [value.decode("latin-1") for name, value in scope["headers"] if name == b"user-agent"]
     return Peer(
-        user_id=user_id,
-        username=username,
+        user_id=user_id_of(user),
+        username=str(user.get_username()) if named else "",
         session=identity.session,
         address=address,
         path=str(scope["path"])[:255],

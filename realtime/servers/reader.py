@@ -26,8 +26,6 @@ CLOSING_LIMIT = 1 << 14
 """Bytes that are parsed, in search of the client's close frame, after this side has sent its own."""
 WIRE = "realtime_wire"
 """The attribute of a server's protocol object that holds its wire."""
-
-
 UNSENT = 1 << 17
 """Bytes that the kernel takes for one client beyond what is on its way: by itself it takes megabytes."""
 
@@ -56,13 +54,12 @@ class Reader(ABC):
     """Whether reading is paused by whoever uses the wire."""
     rest: memoryview | bytes = b""
     """What was read and not parsed yet."""
-
-    _next_turn: asyncio.Handle | None = None
     closing: int | None = None
     """How many bytes may still be parsed, once this side has closed the connection."""
     parsed = 0
     """Bytes that were parsed since no message waited."""
     _parsing = False
+    _next_turn: asyncio.Handle | None = None
 
     def __init__(self, queue: asyncio.Queue[Any]) -> None:
         self._queue: Any = queue
