@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 JOBS ?= 2
 
-.PHONY: serve test lint format bench soak clean
+.PHONY: serve test lint format bench soak outages clean
 
 serve: .venv/installed
 	DEBUG=$${DEBUG-1} $(BIN)/python manage.py serve $(ARGS)
@@ -29,6 +29,9 @@ bench: .venv/installed
 
 soak: .venv/installed
 	$(BIN)/python -m benchmarks.soak $(ARGS)
+
+outages: .venv/installed
+	$(BIN)/python -m tests.outages $(ARGS)
 
 clean:
 	rm -rf .venv .coverage* htmlcov .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

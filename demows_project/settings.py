@@ -68,32 +68,23 @@ AUTH_PASSWORD_VALIDATORS = [
 
 REDIS_URL = env.str("REDIS_URL", default="")
 if REDIS_URL:
-    from redis.asyncio.retry import Retry
     from redis.backoff import NoBackoff
-    from redis.retry import Retry as BlockingRetry
+    from redis.retry import Retry
 
-    _host = {
-        "address": REDIS_URL,
-        "socket_connect_timeout": 2,
-        "socket_timeout": 5,
-        "socket_keepalive": True,
-        "health_check_interval": 10,
-        "retry": Retry(NoBackoff(), 1),  # a pooled connection that died is found out by using it
-    }
-    CHANNEL_LAYERS = {
-        "default": {"BACKEND": "channels_redis.pubsub.RedisPubSubChannelLayer", "CONFIG": {"hosts": [_host]}}
-    }
+    from realtime.redis import redis_layer, split_urls
+
+    CHANNEL_LAYERS = {"default": redis_layer(REDIS_URL)}
     _cache_options = {
         "serializer": json,  # Django's own is pickle: whoever can write to Redis could run code here
         "socket_connect_timeout": 1,
         "socket_timeout": 1,
-        "retry": BlockingRetry(NoBackoff(), 1),
+        "retry": Retry(NoBackoff(), 1),
     }
     # For the page's board. Without Redis it is in Django's default, the process's memory.
     CACHES = {
         "default": {
             "BACKEND": "django.core.cache.backends.redis.RedisCache",
-            "LOCATION": REDIS_URL,
+            "LOCATION": split_urls(REDIS_URL)[0],
             "OPTIONS": _cache_options,
         }
     }

@@ -72,6 +72,7 @@ EXAMPLES: tuple[protocol.Message, ...] = (
     protocol.UnsubscribeRequest(req_id="3", topic=_BEAT),
     protocol.UnsubscribeResponse(req_id="3", data=protocol.UnsubscribeResponseData(topic=_BEAT)),
     protocol.Heartbeat(timestamp="2026-11-22T17:08:01.670383Z", uptime_seconds="42"),
+    protocol.Gap(topic="orders.42"),
     protocol.ErrorMessage(message="field 'echo': field required", code=ErrorCode.BAD_REQUEST, req_id="4"),
 )
 
@@ -172,7 +173,8 @@ class _Builder:
         self.operations: dict[str, Json] = {}
         self.security = _security_schemes()
         received: list[Any] = [*RESPONSES, *(handler.request for handler in handlers.values())]
-        sent: list[Any] = [*RESPONSES.values(), protocol.ErrorMessage, protocol.Heartbeat, protocol.Publication]
+        pushed = [protocol.ErrorMessage, protocol.Heartbeat, protocol.Publication, protocol.Gap]
+        sent: list[Any] = [*RESPONSES.values(), *pushed]
         inputs: list[Any] = [(model, "validation", TypeAdapter(model)) for model in received]
         inputs += [(model, "serialization", TypeAdapter(model)) for model in (*sent, protocol.SiteResponse)]
         inputs += [(handler, "serialization", handler.answer) for handler in handlers.values()]
@@ -194,6 +196,8 @@ class _Builder:
             self.request(handler.kind, handler.request, answer, **self.guard(handler, "Answered for"))
         for topic in all_topics():
             self.topic(topic)
+        gap = self.message("gap", self.schemas[protocol.Gap])
+        self.operation("gap", "send", gap, summary="Says that something published on a topic was lost on the way.")
         self.operation("error", "send", self.error, summary="Says what is wrong with a frame that is no request.")
         return {
             "channels": {"websocket": {"address": address, **_connection(list(self.messages))}},

@@ -19,7 +19,8 @@ from .servers import daphne
 
 MIN_CAPACITY = 10_000
 """The messages that the hub's channel should hold: a burst this long, while the process is busy."""
-LAYERS_WITH_CAPACITY = ("channels.layers.InMemoryChannelLayer", "channels_redis.core.RedisChannelLayer")
+CORE = "channels_redis.core.RedisChannelLayer"
+LAYERS_WITH_CAPACITY = ("channels.layers.InMemoryChannelLayer", CORE)
 
 
 @register("realtime")
@@ -53,18 +54,35 @@ def check_channel_layer(**_: Any) -> list[CheckMessage]:
         return [
             Error(
                 f"realtime has no channel layer: CHANNEL_LAYERS has no {alias!r}.",
-                hint=f"Set CHANNEL_LAYERS in the settings, e.g. to {{{alias!r}: "
-                "{'BACKEND': 'channels_redis.pubsub.RedisPubSubChannelLayer', "
-                "'CONFIG': {'hosts': ['redis://localhost:6379']}}}; REALTIME['CHANNEL_LAYER'] names another alias.",
+                hint=f"Set CHANNEL_LAYERS, e.g. to {{{alias!r}: redis_layer('redis://localhost:6379')}}, "
+                "with redis_layer of realtime.redis; REALTIME['CHANNEL_LAYER'] names another alias.",
                 id="realtime.E001",
             )
         ]
     backend, config = layer
-    return [*_check_socket_timeout(backend, config), *_check_capacity(backend, config)]
+    return [
+        *_check_socket_timeout(backend, config),
+        *_check_capacity(backend, config),
+        *_check_sharding(backend, config),
+    ]
+
+
+def _check_sharding(backend: str, config: dict[str, Any]) -> list[CheckMessage]:
+    if backend != CORE or len(config.get("hosts") or ()) < 2:
+        return []
+    return [
+        Warning(
+            "The core Redis channel layer with several hosts loses what is sent to a single process.",
+            hint="It sends that to another host than it waits on, so closing connections reports servers as unknown "
+            "and /readyz says that the layer fails. Name one host, or use channels_redis.pubsub."
+            "RedisPubSubChannelLayer, e.g. by redis_layer of realtime.redis.",
+            id="realtime.W005",
+        )
+    ]
 
 
 def _check_socket_timeout(backend: str, config: dict[str, Any]) -> list[CheckMessage]:
-    if backend != "channels_redis.core.RedisChannelLayer":
+    if backend != CORE:
         return []
     import redis
 

@@ -347,7 +347,7 @@ class RealtimeConsumer(AsyncJsonWebsocketConsumer):
             self._answer_error(request, ErrorCode.FORBIDDEN, "not allowed to subscribe to this topic")
         else:
             group = await self.hub.link.join(name)
-            group.latest = topic.latest
+            group.latest, group.report_gaps = topic.latest, topic.report_gaps
             first = await self._first(topic, parameters, group)
             # No await from here on: nothing may be delivered before the answer, and nothing missed after it.
             self._answer(SubscribeResponse(req_id=request.req_id, data=SubscribeResponseData(topic=name)))

@@ -19,6 +19,8 @@ CHANNEL_PREFIX = "realtime"
 """What the hubs' channel names begin with."""
 ALL_GROUP = "realtime.all"
 """The group every hub is in."""
+PROBE_PREFIX = "realtime.probe"
+"""What the names of the groups begin with that a hub sends its own pings to."""
 
 
 def group_name(topic: str) -> str:
@@ -43,12 +45,18 @@ class Envelope(BaseModel):
 
 
 class PublicationEvent(Envelope):
-    """Carry a publication; ``payload`` is JSON already, ``sent_at`` in seconds since the epoch."""
+    """
+    Carry a publication; ``payload`` is JSON already, ``sent_at`` in seconds since the epoch.
+
+    ``sequence`` counts the publications of ``publisher`` on this topic; one of an older version has no publisher.
+    """
 
     kind: Literal["publication"] = "publication"
     topic: str
     payload: str
     sent_at: float
+    publisher: str = ""
+    sequence: int = 0
 
 
 class BeatEvent(Envelope):

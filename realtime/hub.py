@@ -18,7 +18,6 @@ import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, Protocol
 
 from . import servers
@@ -38,8 +37,8 @@ from .events import (
 from .layers import configured_layer
 from .limits import SPARE_DESCRIPTORS, Count, Counts, Door, descriptors
 from .link import Group, Held, Link
-from .logs import tell_repetitions
-from .protocol import TOPIC_HEARTBEAT, CloseCode, encode_heartbeat, encode_publication
+from .logs import complain, escaped, tell_repetitions
+from .protocol import TOPIC_HEARTBEAT, CloseCode, Gap, encode, encode_heartbeat, encode_publication
 from .servers import text_frame
 from .servers.signals import before_stop
 
@@ -51,6 +50,8 @@ FAREWELL = (int(CloseCode.GOING_AWAY), "server shutdown")
 """The code and the reason that connections are closed with when the hub stops."""
 SAME_SLOT = 60.0
 """A beat that lags behind the newest by up to these seconds is a repetition; one further behind, a clock put back."""
+MISSED_BEATS = 3
+"""Heartbeat intervals without a beat after which something is wrong."""
 REPORTED_TOPICS = 1000
 """The most topics that a report names."""
 RECENT_CLOSES = 100
@@ -112,6 +113,7 @@ class Hub:
         self.loop = asyncio.get_running_loop()
         self.last_beat = 0.0
         """When the newest beat arrived here (``time.monotonic``), 0 before one has."""
+        self._told_of_missing_beats = False
         self.observers: list[Observer] = []
         self._recent_closes: deque[tuple[float, CloseEvent]] = deque(maxlen=RECENT_CLOSES)
         """Closes by user or session with when they came, for handshakes that are under way meanwhile."""
@@ -198,6 +200,7 @@ class Hub:
         while True:
             await asyncio.sleep(LOOK_INTERVAL)
             tell_repetitions()
+            self._look_for_beats()
             self._still_leaving()
             everybody = list(self.connections.values())
             while everybody:
@@ -298,9 +301,14 @@ class Hub:
 
     def _publish(self, event: PublicationEvent) -> None:
         group = self.link.groups.get(event.topic)
-        if group is None or not (group.subscribers or group.held):
+        if group is None:
+            return
+        if not (group.subscribers or group.held):
+            group.heard.clear()
             return
         group.last = event.sent_at
+        if event.publisher and not self._notice_gap(group, event):
+            return
         frame = text_frame(encode_publication(event.topic, event.payload, event.sent_at))
         if group.latest:
             for connection in tuple(group.subscribers):
@@ -317,11 +325,32 @@ class Hub:
                 held.clear()
                 connection.close_slow("full")
 
+    def _notice_gap(self, group: Group, event: PublicationEvent) -> bool:
+        """Tell subscribers of what is missing before a publication. Return whether it may be delivered itself."""
+        missing = group.heard.missing(event.publisher, event.sequence)
+        if missing < 0:
+            self.counts[Count.REPEATED] += 1
+            return False
+        if missing:
+            self.counts[Count.GAPS] += 1
+            self.counts[Count.LOST] += missing
+            complain(logger, logging.WARNING, "event=gap", "topic=%s lost=%d", escaped(group.topic), missing)
+            if group.report_gaps:
+                frame = text_frame(encode(Gap(topic=group.topic)))
+                for connection in tuple(group.subscribers):
+                    connection.write(frame)
+                for held in group.held.values():
+                    held.frames.append(frame)
+        return True
+
     def _beat(self, event: BeatEvent) -> None:
         if 0 <= self._newest_slot - event.slot < SAME_SLOT:
             return
         self._newest_slot = event.slot
         self.last_beat = time.monotonic()
+        if self._told_of_missing_beats:
+            self._told_of_missing_beats = False
+            logger.info("event=beats_back")
         frames: dict[int, bytes] = {}
         group = self.link.groups.get(TOPIC_HEARTBEAT)
         if group is None:
@@ -332,6 +361,20 @@ class Hub:
             if uptime not in frames:
                 frames[uptime] = text_frame(encode_heartbeat(event.sent_at, uptime))
             connection.write_latest(TOPIC_HEARTBEAT, frames[uptime])
+
+    @property
+    def beats_missing(self) -> bool:
+        """Whether somebody here subscribes to heartbeats, and none has come for three intervals."""
+        group = self.link.groups.get(TOPIC_HEARTBEAT)
+        if group is None or not group.subscribers:
+            return False
+        silence = time.monotonic() - max(self.last_beat, group.since)
+        return silence > MISSED_BEATS * self.settings.HEARTBEAT_INTERVAL
+
+    def _look_for_beats(self) -> None:
+        if self.beats_missing and not self._told_of_missing_beats:
+            self._told_of_missing_beats = True
+            logger.warning("event=beats_missing intervals=%d hint=%r", MISSED_BEATS, "does run_heartbeats run?")
 
     def _schedule_beat(self) -> None:
         now = time.time()
@@ -388,8 +431,7 @@ class Hub:
 
     def _reply(self, channel: str | None, event: Envelope) -> None:
         if channel is not None:
-            send = partial(self.link.layer.send, channel, event.to_message())
-            self.link.spawn(self.link.guarded("reply", send))
+            self.link.spawn(self.link.reply(channel, event.to_message()))
 
 
 _hubs: dict[asyncio.AbstractEventLoop, Hub] = {}
@@ -408,6 +450,17 @@ def get_hub() -> Hub:
         hub = _hubs[loop] = Hub(layer, get_settings())
         hub.start()
     return hub
+
+
+def _forget_parents_hubs() -> None:
+    """Begin anew in a forked child, where the parent's loops seem to run and do not."""
+    _parents.append(dict(_hubs))
+    _hubs.clear()
+
+
+_parents: list[dict[asyncio.AbstractEventLoop, Hub]] = []
+"""The hubs of the processes that this one was forked from: to end their loops here would unsettle them there."""
+os.register_at_fork(after_in_child=_forget_parents_hubs)
 
 
 def find_hub() -> Hub | None:

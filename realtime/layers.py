@@ -69,17 +69,33 @@ async def bounded(work: Coroutine[Any, Any, T], seconds: float) -> T:
     return task.result()
 
 
-async def reconnect(layer: Any) -> bool:
+def shard_of(layer: Any, name: str, *, group: bool = True) -> int:
+    """Return the number of the Redis that a group, or a channel, is on: 0 where the layer has but one."""
+    if hasattr(layer, "_get_group_channel_name"):  # channels_redis.pubsub
+        return int(layer._shards.index(layer._get_shard(layer._get_group_channel_name(name) if group else name)))
+    if hasattr(layer, "consistent_hash"):  # channels_redis.core
+        return int(layer.consistent_hash(name[: name.find("!") + 1] or name))  # a process' channels share a queue
+    return 0
+
+
+def shard_count(layer: Any) -> int:
+    """Return on how many Redis the layer's groups are."""
+    if hasattr(layer, "_get_group_channel_name"):
+        return len(layer._shards)
+    return int(getattr(layer, "ring_size", 1))
+
+
+async def reconnect(layer: Any, shard: int) -> bool:
     """
-    Drop the connections that ``layer`` listens on. Return whether it makes new ones by itself.
+    Drop the connection that ``layer`` listens on for one shard. Return whether it makes a new one by itself.
 
     The pub/sub layer does, and subscribes to everything again.
     """
     if not hasattr(layer, "_get_group_channel_name"):
         return False
-    for shard in layer._shards:
-        if shard._pubsub is not None and shard._pubsub.connection is not None:
-            await shard._pubsub.connection.disconnect(nowait=True)
+    pubsub = layer._shards[shard]._pubsub
+    if pubsub is not None and pubsub.connection is not None:
+        await pubsub.connection.disconnect(nowait=True)
     return True
 
 

@@ -1,9 +1,9 @@
 """
 The hub's link to the channel layer: its one channel, the groups that it is in, and whether the layer is up.
 
-Two tasks keep it going. ``_receive_for_ever`` takes events from the layer. ``_maintain_for_ever`` sends
-a ping through the layer now and then: when it comes back all is well, and memberships, which expire, are
-renewed; when it does not, the layer counts as down until one does, and then every group is joined again.
+``_receive_for_ever`` takes events from the layer. ``_maintain_for_ever``, one task for each Redis that the layer
+is spread over, sends a ping through it now and then: when it comes back all is well, and memberships, which expire,
+are renewed; when it does not, that shard counts as down until one does, and then its groups are joined again.
 """
 
 from __future__ import annotations
@@ -16,9 +16,19 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
-from .events import ALL_GROUP, CHANNEL_PREFIX, Event, PingEvent, PublicationEvent, from_message, group_name
+from .events import (
+    ALL_GROUP,
+    CHANNEL_PREFIX,
+    PROBE_PREFIX,
+    Event,
+    PingEvent,
+    PublicationEvent,
+    from_message,
+    group_name,
+)
 from .exceptions import LayerUnavailable
-from .layers import bounded, is_local, reconnect, renewal_interval
+from .layers import bounded, is_local, reconnect, renewal_interval, shard_count, shard_of
+from .sequences import Heard
 
 logger = logging.getLogger("realtime.link")
 
@@ -38,12 +48,14 @@ LONGEST_TURN = 0.005
 """Seconds that a burst of events may take before others on the event loop get a turn."""
 LARGEST_TURN = 1 << 16
 """Bytes of publications that a burst may bring before the servers get a turn to write them."""
+JOINS_AT_ONCE = 8
+"""Groups that are joined side by side when a shard is back: each has to wait for its own ping."""
 
 
-async def open_channel(layer: Any) -> str:
-    """Return a new channel on ``layer``. Raises whatever the layer raises."""
+async def open_channel(layer: Any, group: str = ALL_GROUP) -> str:
+    """Return a new channel on ``layer``, if that takes an event for ``group``. Raises whatever the layer raises."""
     # new_channel() leaves something behind when it fails, so find out first whether the layer answers.
-    await layer.group_send(ALL_GROUP, PingEvent(nonce="").to_message())
+    await layer.group_send(group, PingEvent(nonce="").to_message())
     channel: str = await layer.new_channel(CHANNEL_PREFIX)
     return channel
 
@@ -67,6 +79,7 @@ class Group:
 
     __slots__ = (
         "entered",
+        "heard",
         "held",
         "joined",
         "joining",
@@ -75,14 +88,17 @@ class Group:
         "leaving",
         "lock",
         "name",
+        "report_gaps",
+        "shard",
         "since",
         "subscribers",
         "topic",
     )
 
-    def __init__(self, topic: str, name: str) -> None:
+    def __init__(self, topic: str, name: str, shard: Shard) -> None:
         self.topic = topic
         self.name = name
+        self.shard = shard
         self.subscribers: dict[Any, None] = {}
         """The hub's connections, in the order in which they subscribed."""
         self.held: dict[Any, Held] = {}
@@ -91,6 +107,9 @@ class Group:
         """When the newest event that arrived here was published (seconds since the epoch)."""
         self.latest = False
         """Whether only the newest publication counts, for clients that cannot keep up."""
+        self.report_gaps = False
+        """Whether subscribers are told of what was lost."""
+        self.heard = Heard()
         self.since = 0.0
         """When the first of those who subscribe now did so (``time.monotonic``)."""
         self.joining = 0
@@ -108,6 +127,22 @@ class Group:
         return bool(self.subscribers or self.joining)
 
 
+class Shard:
+    """Be one Redis that groups are on, or the whole of a layer that is not spread, and know whether it works."""
+
+    def __init__(self, number: int, name: str) -> None:
+        self.number = number
+        self.probe = Group("", name, self)
+        """A group that only this hub is in, for its pings: those of a hundred hubs must not meet in one."""
+        self.probe.joining = 1
+        self.up = False
+        self.started = asyncio.Event()
+        """Set once it is known whether it works."""
+        self.probe_now = asyncio.Event()
+        self.unheard = 0
+        """Pings that the layer took and that did not come back, in a row."""
+
+
 class Link:
     """Be in the groups that are wanted, and hand each event that arrives to ``on_event``."""
 
@@ -116,34 +151,44 @@ class Link:
         self.local = is_local(layer)
         """Whether the layer reaches only this process."""
         self.channel: str | None = None
-        self.up = False
-        """Whether the layer is believed to work."""
         self.groups: dict[str, Group] = {}
         """The groups by their topics, wanted or on their way out."""
         self.loop = asyncio.get_running_loop()
         self._on_event = on_event
-        self._all = Group("", ALL_GROUP)
+        self._shards = [Shard(number, self._probe_name(number)) for number in range(shard_count(layer))]
+        self._all = self._group("", ALL_GROUP)
         self._all.joining = 1
-        self._unheard = 0
-        """Pings that the layer took and that did not come back, in a row."""
+        self._opening = asyncio.Lock()
         self._pings: dict[str, asyncio.Future[None]] = {}
-        self._probe_now = asyncio.Event()
-        self._started = asyncio.Event()
         self._receiver: asyncio.Task[None] | None = None
-        self._maintainer: asyncio.Task[None] | None = None
+        self._maintainers: list[asyncio.Task[None]] = []
         self._tasks: set[asyncio.Task[Any]] = set()
         self._said: set[str] = set()
+
+    def _probe_name(self, shard: int) -> str:
+        while True:
+            name = f"{PROBE_PREFIX}.{uuid.uuid4().hex}"
+            if shard_of(self.layer, name) == shard:
+                return name
+
+    def _group(self, topic: str, name: str) -> Group:
+        return Group(topic, name, self._shards[shard_of(self.layer, name)])
+
+    @property
+    def up(self) -> bool:
+        """Whether the layer is believed to work: all of it, where it is spread over several Redis."""
+        return all(shard.up for shard in self._shards)
 
     # Life
 
     def start(self) -> None:
         """Begin to receive. The layer need not be there yet."""
-        self._maintainer = self.spawn(self._maintain_for_ever())
+        self._maintainers = [self.spawn(self._maintain_for_ever(shard)) for shard in self._shards]
 
     @property
     def running(self) -> bool:
         """Whether the link looks after itself: it was started, and neither was stopped nor failed."""
-        return self._maintainer is not None and not self._maintainer.done()
+        return bool(self._maintainers) and not any(task.done() for task in self._maintainers)
 
     async def stop(self) -> None:
         """Leave the layer."""
@@ -156,7 +201,7 @@ class Link:
 
     async def _leave_everything(self) -> None:
         async def leave() -> None:
-            for group in [self._all, *self.groups.values()]:
+            for group in self._every_group():
                 if group.entered and self.channel is not None:
                     await self.layer.group_discard(group.name, self.channel)
 
@@ -164,6 +209,9 @@ class Link:
             await bounded(leave(), 1)
         except Exception as error:  # noqa: BLE001 - the layer may be gone before us
             logger.debug("event=leave_failed error=%r", error)
+
+    def _every_group(self) -> list[Group]:
+        return [*(shard.probe for shard in self._shards), self._all, *self.groups.values()]
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Do ``work`` in the background, until it ends or the link is stopped."""
@@ -183,21 +231,21 @@ class Link:
         """
         group = self.groups.get(topic)
         if group is None:
-            group = self.groups[topic] = Group(topic, group_name(topic))
+            group = self.groups[topic] = self._group(topic, group_name(topic))
         group.joining += 1
-        if not group.joined and (self.up or not self._started.is_set()):
+        if not group.joined and (group.shard.up or not group.shard.started.is_set()):
             try:
                 await bounded(self._settle_first(group), JOIN_TIMEOUT)
             except asyncio.CancelledError:
                 self.release(group)
                 raise
             except Exception as error:  # noqa: BLE001 - each layer raises its own kind
-                self.failed("join", error)
+                self.failed("join", error, group.shard)
         return group
 
     async def _settle_first(self, group: Group) -> None:
-        await self._started.wait()
-        if self.up:
+        await group.shard.started.wait()
+        if group.shard.up:
             await self._settle(group)
 
     def release(self, group: Group) -> None:
@@ -211,8 +259,8 @@ class Link:
             return
         if not group.entered and not group.lock.locked():
             self.groups.pop(group.topic, None)
-        elif self.up:  # else the next probe that comes back does it
-            self.spawn(self.guarded("leave", partial(self._settle, group)))
+        elif group.shard.up:  # else the next probe that comes back does it
+            self.spawn(self._guarded("leave", partial(self._settle, group), group.shard))
 
     async def _settle(self, group: Group, *, renew: bool = False) -> None:
         """Join or leave until the membership is what is wanted. Raises whatever the layer raises."""
@@ -223,10 +271,11 @@ class Link:
                     group.entered = True
                     await self.layer.group_add(group.name, self.channel)
                     if not group.joined and not self.local:
-                        await self._confirm(group.name)
+                        await self._confirm(group)
                     group.joined = True
                 elif group.entered and not group.wanted:
                     group.joined = False
+                    group.heard.clear()
                     if group.leaving:
                         # A try failed half-way. The pub/sub layer forgot the member first, and does nothing now.
                         await self.layer.group_add(group.name, self.channel)
@@ -238,7 +287,7 @@ class Link:
             if not group.wanted and not group.entered and self.groups.get(group.topic) is group:
                 del self.groups[group.topic]
 
-    async def _confirm(self, group: str) -> None:
+    async def _confirm(self, group: Group) -> None:
         """
         Send a ping to ``group`` and wait until it arrives here.
 
@@ -249,15 +298,15 @@ class Link:
         nonce = uuid.uuid4().hex
         arrived = self._pings[nonce] = self.loop.create_future()
         try:
-            await self.layer.group_send(group, PingEvent(nonce=nonce).to_message())
-            self._unheard += 1
+            await self.layer.group_send(group.name, PingEvent(nonce=nonce).to_message())
+            group.shard.unheard += 1
             for wait in PING_AGAIN:
                 await asyncio.wait([arrived], timeout=wait)
                 if arrived.done():
                     break
-                await self.layer.group_send(group, PingEvent(nonce=nonce).to_message())
+                await self.layer.group_send(group.name, PingEvent(nonce=nonce).to_message())
             await arrived
-            self._unheard = 0
+            group.shard.unheard = 0
         finally:
             del self._pings[nonce]
 
@@ -268,7 +317,8 @@ class Link:
         Raises whatever the layer raises, ``LayerUnavailable`` while it is known to be down, and ``TimeoutError``
         when nothing has come back after ``PROBE_TIMEOUT``.
         """
-        await self._started.wait()
+        for shard in self._shards:
+            await shard.started.wait()
         if not self.up or self.channel is None:
             raise LayerUnavailable("the channel layer is down")
         nonce = uuid.uuid4().hex
@@ -284,84 +334,95 @@ class Link:
 
     # Up and down
 
-    async def _maintain_for_ever(self) -> None:
+    async def _maintain_for_ever(self, shard: Shard) -> None:
         renewal = renewal_interval(self.layer)
         renewed = 0.0
         failures = 0
         while True:
-            self._probe_now.clear()
+            shard.probe_now.clear()
             try:
-                await bounded(self._probe(), PROBE_TIMEOUT)
-                returned = not self.up
-                self.up = True
-                self._started.set()
+                await bounded(self._probe(shard), PROBE_TIMEOUT)
+                returned = not shard.up
+                shard.up = True
+                shard.started.set()
                 if returned or self.loop.time() - renewed >= renewal:
-                    await self._settle_all(again=returned)
+                    await self._settle_all(shard, again=returned)
                     renewed = self.loop.time()
                 if returned:
-                    logger.info("event=layer_up groups=%d", len(self.groups))
+                    logger.info("event=layer_up shard=%d groups=%d", shard.number, len(self.groups))
                 failures = 0
             except Exception as error:  # noqa: BLE001 - each layer raises its own kind
-                self.failed("probe", error)
-                self._probe_now.clear()  # but after the backoff
+                self.failed("probe", error, shard)
+                shard.probe_now.clear()  # but after the backoff
                 failures += 1
-                if self._unheard >= DEAF_AFTER:
-                    await self._listen_anew()
-            self._started.set()
+                if shard.unheard >= DEAF_AFTER:
+                    await self._listen_anew(shard)
+            shard.started.set()
             wait = BACKOFF[min(failures, len(BACKOFF)) - 1] if failures else min(PROBE_INTERVAL, renewal)
             try:
                 async with asyncio.timeout(wait):
-                    await self._probe_now.wait()
+                    await shard.probe_now.wait()
             except TimeoutError:
                 pass
 
-    async def _probe(self) -> None:
-        """Prove that the layer takes events and that they come through. Raises whatever the layer raises."""
-        if self.channel is None:
-            self.channel = await open_channel(self.layer)
-            self._receiver = self.spawn(self._receive_for_ever(self.channel))
-        await self._settle(self._all, renew=True)
-        await self._confirm(ALL_GROUP)
+    async def _probe(self, shard: Shard) -> None:
+        """Prove that a shard takes events and that they come through. Raises whatever the layer raises."""
+        async with self._opening:
+            if self.channel is None:
+                self.channel = await open_channel(self.layer, shard.probe.name)
+                self._receiver = self.spawn(self._receive_for_ever(self.channel))
+        if shard is self._all.shard:
+            self._all.joined = self._all.joined and shard.up
+            await self._settle(self._all, renew=True)
+        await self._settle(shard.probe, renew=True)
+        await self._confirm(shard.probe)
 
-    async def _listen_anew(self) -> None:
+    async def _listen_anew(self, shard: Shard) -> None:
         """Give up a connection or a channel on which nothing arrives any more. The next probe makes another."""
-        logger.warning("event=deaf channel=%s", self.channel)
-        self._unheard = 0
-        if await reconnect(self.layer):
+        logger.warning("event=deaf channel=%s shard=%d", self.channel, shard.number)
+        shard.unheard = 0
+        if await reconnect(self.layer, shard.number):
             return
         if self._receiver is not None:
             self._receiver.cancel()
         await self._leave_everything()
-        for group in [self._all, *self.groups.values()]:
+        for group in self._every_group():
             group.entered = group.leaving = group.joined = False
         self.channel = None
+        for other in self._shards:  # their groups have to be joined from the new channel
+            other.up = False
+            other.probe_now.set()
 
-    async def _settle_all(self, *, again: bool) -> None:
-        """Renew every membership, or with ``again`` join every group anew. Raises whatever the layer raises."""
-        groups = list(self.groups.values())
+    async def _settle_all(self, shard: Shard, *, again: bool) -> None:
+        """Renew a shard's memberships, or with ``again`` join its groups anew. Raises whatever the layer raises."""
+        groups = [group for group in self.groups.values() if group.shard is shard]
         for group in groups:
             group.joined = group.joined and not again
-        for number, group in enumerate(groups):
-            await bounded(self._settle(group, renew=True), PROBE_TIMEOUT)
-            if number % 100 == 99:  # some layers never suspend
-                await asyncio.sleep(0)
+        for start in range(0, len(groups), JOINS_AT_ONCE):
+            some = groups[start : start + JOINS_AT_ONCE]
+            await asyncio.gather(*(bounded(self._settle(group, renew=True), PROBE_TIMEOUT) for group in some))
+            await asyncio.sleep(0)  # some layers never suspend
 
-    def failed(self, action: str, error: BaseException) -> None:
-        """Take the layer for down, and look after it at once."""
-        if self.up or not self._started.is_set():
-            logger.warning("event=layer_down action=%s error=%r", action, error)
-        self.up = False
-        self._probe_now.set()
+    def failed(self, action: str, error: BaseException, shard: Shard) -> None:
+        """Take a shard for down, and look after it at once."""
+        if shard.up or not shard.started.is_set():
+            logger.warning("event=layer_down action=%s shard=%d error=%r", action, shard.number, error)
+        shard.up = False
+        shard.probe_now.set()
 
-    async def guarded(self, action: str, work: Callable[[], Coroutine[Any, Any, Any]]) -> None:
-        """Do ``work`` on the layer, and take its failure for the layer's, if it fails twice."""
+    async def reply(self, channel: str, message: dict[str, Any]) -> None:
+        """Send a message to a channel of another process, and take a failure for the layer's, if it fails twice."""
+        shard = self._shards[shard_of(self.layer, channel, group=False)]
+        await self._guarded("reply", partial(self.layer.send, channel, message), shard)
+
+    async def _guarded(self, action: str, work: Callable[[], Coroutine[Any, Any, Any]], shard: Shard) -> None:
         for last in (False, True):  # a pooled connection that died is found out by using it
             try:
                 await bounded(work(), PROBE_TIMEOUT)
                 return
             except Exception as error:  # noqa: BLE001 - each layer raises its own kind
                 if last:
-                    self.failed(action, error)
+                    self.failed(action, error, shard)
 
     # Events
 
@@ -374,7 +435,7 @@ class Link:
                 message = await self.layer.receive(channel)
                 failures = 0
             except Exception as error:  # noqa: BLE001 - each layer raises its own kind
-                self.failed("receive", error)
+                self.failed("receive", error, self._shards[shard_of(self.layer, channel, group=False)])
                 # The first failure may be one message that cannot be read.
                 await asyncio.sleep(BACKOFF[min(failures, len(BACKOFF)) - 1] if failures else 0)
                 failures += 1

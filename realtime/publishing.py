@@ -38,6 +38,7 @@ from .hub import Hub, find_hub
 from .layers import bounded, configured_layer, count_members, is_local
 from .link import PING_AGAIN, open_channel
 from .protocol import TOPIC_HEARTBEAT, CloseMessage
+from .sequences import Sequences
 
 T = TypeVar("T")
 logger = logging.getLogger("realtime.publishing")
@@ -293,6 +294,7 @@ class _Turns:
     def __init__(self) -> None:
         self.lock = asyncio.Lock()
         self.failures = 0
+        self.sequences = Sequences()
 
 
 _turns: dict[asyncio.AbstractEventLoop, _Turns] = {}
@@ -311,10 +313,14 @@ async def _group_send(group: str, event: Envelope) -> None:
     turns = _turns_here()
     failures = turns.failures
     async with turns.lock:
+        message = event.to_message()
+        if isinstance(event, PublicationEvent):
+            # One that fails has a number too, so that subscribers are told of it.
+            message["publisher"], message["sequence"] = turns.sequences.number(event.topic)
         if turns.failures != failures:
             raise LayerUnavailable("the channel layer failed while this event waited for its turn")
         try:
-            await bounded(configured_layer().group_send(group, event.to_message()), PUBLISH_TIMEOUT)
+            await bounded(configured_layer().group_send(group, message), PUBLISH_TIMEOUT)
         except TimeoutError as error:
             turns.failures += 1
             raise LayerUnavailable(f"the channel layer did not take the event within {PUBLISH_TIMEOUT:g} s") from error
@@ -388,12 +394,16 @@ class _BackgroundLoop:
 
 
 _background = _BackgroundLoop()
+_parents: list[_BackgroundLoop] = []
+"""Loops of the processes that this one was forked from: to end them here would unsettle them there."""
 
 
 def _forget_parents_loop() -> None:
     """Begin anew in a forked child: the thread that ran the loop did not come along."""
     global _background
+    _parents.append(_background)
     _background = _BackgroundLoop()
+    _turns.clear()
 
 
 os.register_at_fork(after_in_child=_forget_parents_loop)

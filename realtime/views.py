@@ -40,8 +40,6 @@ CHECK_INTERVAL = 1.0
 """Seconds from the beginning of one check to the next of its kind, however many ask."""
 NO_DATABASE = "django.db.backends.dummy"
 """Django's stand-in where a site has no database."""
-MISSED_BEATS = 3
-"""Heartbeat intervals without a beat after which something is wrong."""
 
 Part = dict[str, Any]
 View = Callable[[HttpRequest], Awaitable[HttpResponse]]
@@ -118,11 +116,10 @@ def heartbeat_part(hub: Hub) -> Part:
     group = hub.link.groups.get(TOPIC_HEARTBEAT)
     if group is None or not group.subscribers:
         return _part("nobody subscribes", subscribers=0)
-    now = time.monotonic()
     figures: dict[str, Any] = {"subscribers": len(group.subscribers)}
     if hub.last_beat >= group.since:
-        figures["last_beat_age"] = round(now - hub.last_beat, 3)
-    if now - max(hub.last_beat, group.since) > MISSED_BEATS * hub.settings.HEARTBEAT_INTERVAL:
+        figures["last_beat_age"] = round(time.monotonic() - hub.last_beat, 3)
+    if hub.beats_missing:
         return _part("no beats arrive", DEGRADED, **figures)
     return _part(**figures)
 

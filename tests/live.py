@@ -15,7 +15,7 @@ import threading
 import time
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -46,7 +46,7 @@ def free_port() -> int:
 class Process:
     """Be a child process whose lines of output can be waited for."""
 
-    def __init__(self, *command: str, **env: str) -> None:
+    def __init__(self, *command: str, pass_fds: Sequence[int] = (), **env: str) -> None:
         self.name = " ".join(command[:4])
         self.lines: list[str] = []
         self._changed = threading.Condition()
@@ -61,6 +61,7 @@ class Process:
             text=True,
             errors="replace",
             start_new_session=True,
+            pass_fds=pass_fds,
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -127,8 +128,10 @@ class Process:
 class Redis:
     """Run a Redis of our own, which can be stopped, killed, frozen and started again on the same port."""
 
-    def __init__(self) -> None:
-        self.port = free_port()
+    def __init__(self, *options: str, port: int | None = None) -> None:
+        self.port = port or free_port()
+        self.options = options
+        """More of them, for ``redis-server``: each wins against what this sets."""
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self.process: Process | None = None
         self.start()
@@ -144,7 +147,7 @@ class Redis:
 
     def start(self) -> None:
         options = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
-        self.process = Process(self.executable(), *options)
+        self.process = Process(self.executable(), *options, *self.options)
         self.process.wait_for_line("eady to accept connections")
 
     def kill(self) -> None:
@@ -178,18 +181,22 @@ class Redis:
 class Server(Process):
     """Run one server process: Daphne or uvicorn, started by its own bare command."""
 
+    host = "127.0.0.1"
+    prefix: tuple[str, ...] = ()
+    """A command that runs the server's."""
+
     def __init__(self, kind: str, *options: str, application: str = "tests.site.asgi:application", **env: str) -> None:
         self.kind = kind
         self.port = free_port()
         bin_directory = Path(sys.executable).parent
         command = {
-            "daphne": [str(bin_directory / "daphne"), "-b", "127.0.0.1", "-p", str(self.port)],
-            "uvicorn": [str(bin_directory / "uvicorn"), "--host", "127.0.0.1", "--port", str(self.port)],
+            "daphne": [str(bin_directory / "daphne"), "-b", self.host, "-p", str(self.port)],
+            "uvicorn": [str(bin_directory / "uvicorn"), "--host", self.host, "--port", str(self.port)],
         }[kind]
         settings = application.partition(".asgi:")[0] + ".settings"  # pytest-django has set another one
         env = {"SECRET_KEY": "only for tests", "DJANGO_SETTINGS_MODULE": settings, "REDIS_URL": "", **env}
         env = {"REALTIME_HEARTBEAT_INTERVAL": "0.2", **env}
-        super().__init__(*command, *options, application, **env)
+        super().__init__(*self.prefix, *command, *options, application, **env)
 
     def wait_until_up(self) -> Server:
         self.wait_for_line("Listening on TCP address|Uvicorn running on|Application startup complete")
@@ -199,12 +206,12 @@ class Server(Process):
 
     @property
     def url(self) -> str:
-        return f"ws://127.0.0.1:{self.port}/"
+        return f"ws://{self.host}:{self.port}/"
 
     def get(self, path: str) -> Any:
         """Return the JSON that a page of the site answers with."""
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=PAGE_TIMEOUT) as response:
+            with urllib.request.urlopen(f"http://{self.host}:{self.port}{path}", timeout=PAGE_TIMEOUT) as response:
                 return json.load(response)
         except HTTPError as error:
             error.close()
@@ -273,9 +280,9 @@ class System:
             for process, start in zip(processes, begin, strict=True):
                 print(f"-- {process.name}", *process.lines[start:], sep="\n")  # noqa: T201
 
-    def script(self, code: str) -> Process:
+    def script(self, code: str, **env: str) -> Process:
         """Start a Python script with Django set up for the site, where every warning is an error."""
-        env = {"SECRET_KEY": "only for tests", "DJANGO_SETTINGS_MODULE": "tests.site.settings", **self.env}
+        env = {"SECRET_KEY": "only for tests", "DJANGO_SETTINGS_MODULE": "tests.site.settings", **self.env, **env}
         self.commands.append(Process(sys.executable, "-W", "error", "-c", code, **env))
         return self.commands[-1]
 

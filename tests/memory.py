@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from realtime.connection import Connection
 from realtime.consumers import RealtimeConsumer
-from realtime.events import ALL_GROUP, group_name
+from realtime.events import group_name
 from realtime.hub import Hub, _hubs, get_hub
 from realtime.logs import _complaints
 from realtime.servers.base import payload_of
@@ -153,8 +153,8 @@ def members(topic: str) -> int:
 
 
 def joined_groups() -> set[str]:
-    """Return the groups that have members, but for the one of all hubs."""
-    return {name for name, channels in the_layer().groups.items() if channels} - {ALL_GROUP}
+    """Return the topics' groups that have members."""
+    return {name for name, channels in the_layer().groups.items() if channels and name.startswith("realtime.topic.")}
 
 
 # Clients

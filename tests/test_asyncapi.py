@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from uuid import UUID
 
 import pytest
+from channels.layers import get_channel_layer
 from django.contrib.auth.models import User
 from django.core.management import CommandError, call_command
 from django.test import Client as Browser
@@ -34,13 +35,13 @@ from typing_extensions import TypedDict
 from realtime import Caller, RequestRefused, Topic, apublish, request_handler
 from realtime.asyncapi import SEGMENTS, document
 from realtime.consumers import RealtimeConsumer
+from realtime.events import PublicationEvent, group_name
 from realtime.exceptions import RequestError
 from realtime.handlers import handlers
 from realtime.patterns import CONVERTERS
 from realtime.protocol import CLOSE_CODES, ErrorCode, MessageType, client_reconnect, parse, remove_request
 
 from .memory import clean_process, connected, near_requests  # noqa: F401
-from .test_docs import LATER
 
 SPECS = "@asyncapi/specs@6.11.1"
 ONE = UUID("6ba7b810-9dad-11d1-80b4-00c04fd430c8")
@@ -165,7 +166,7 @@ def site(clean_process: None) -> Any:  # noqa: F811
     Topic("orders.{order_id:int}", Address, authorize=is_ada, on_subscribe=lambda user, order_id: None)
     Topic("chat.{room}.{user_id:uuid}.{thread:slug}", Annotated[Cat | Dog, Field(discriminator="kind")], public=True)
     Topic("anything", public=True, on_subscribe=lambda user: {"hello": None})
-    Topic("numbers", list[int] | None, public=True)
+    Topic("numbers", list[int] | None, public=True, report_gaps=True)
     Topic("ödd ☂ (1+1)/2", public=True)
     Topic("ödd ☂ (1+1)#2", public=True)
     Topic("members")
@@ -356,7 +357,7 @@ def test_documentation_of_models_is_commonmark() -> None:
 def test_every_type_of_message_is_described() -> None:
     made = document()
     types = [schema.get("properties", {}).get("type", {}) for schema in made["components"]["schemas"].values()]
-    assert {kind["const"] for kind in types if kind.get("const") in set(MessageType)} == set(MessageType) - LATER
+    assert {kind["const"] for kind in types if kind.get("const") in set(MessageType)} == set(MessageType)
 
 
 def test_examples_are_valid() -> None:
@@ -371,7 +372,7 @@ def test_examples_are_valid() -> None:
             assert payloads.of(frame) == [name]
             if name.endswith("_request"):
                 parse(json.dumps(frame))
-    assert {name for name, frames in shown.items() if frames} >= set(MessageType) - LATER - {MessageType.PUBLICATION}
+    assert {name for name, frames in shown.items() if frames} >= set(MessageType) - {MessageType.PUBLICATION}
 
 
 def test_examples_of_a_request_are_requests() -> None:
@@ -426,6 +427,13 @@ async def record() -> list[dict[str, Any]]:
                 frames.append(await client.next())
             await ask("unsubscribe_request", reqId="5", topic=topic)
             await ask("unsubscribe_request", topic=topic)
+        await ask("subscribe_request", topic="numbers")
+        for sequence in (1, 3):
+            event = PublicationEvent(
+                topic="numbers", payload=f"[{sequence}]", sent_at=1.0, publisher="a", sequence=sequence
+            )
+            await get_channel_layer().group_send(group_name("numbers"), event.to_message())
+        frames.extend([await client.next() for _ in range(3)])
         await ask("subscribe_request", 2, topic="heartbeat")
         for topic in ("staff", "nowhere"):
             await ask("subscribe_request", topic=topic)
@@ -440,10 +448,7 @@ async def test_frames_are_what_the_document_says() -> None:
     payloads = Payloads(document())
     frames = await record()
     requests = {kind for kind in MessageType if kind.endswith("_request")}
-    assert {frame["type"] for frame in frames} == set(MessageType) - LATER - requests | {
-        "price_response",
-        "fail_response",
-    }
+    assert {frame["type"] for frame in frames} == set(MessageType) - requests | {"price_response", "fail_response"}
     for frame in frames:
         matching = payloads.of(frame)
         assert len(matching) == 1, frame
@@ -462,7 +467,7 @@ async def test_frames_are_what_the_document_says() -> None:
 async def test_frames_with_null_for_what_is_absent_are_not_what_the_document_says() -> None:
     payloads = Payloads(document())
     for frame in await record():
-        if frame["type"] not in ("publication", "heartbeat"):
+        if frame["type"] not in ("publication", "heartbeat", "gap"):
             assert payloads.of({**frame, "reqId": None}) == []
             assert payloads.of({**frame, "code" if frame["type"] == "error" else "error": None}) == []
 
@@ -619,7 +624,7 @@ def test_close_codes_are_those_of_the_protocol() -> None:
 
 
 def test_error_codes_are_those_of_the_protocol() -> None:
-    assert document()["channels"]["websocket"]["x-error-codes"].keys() == set(ErrorCode) - LATER
+    assert document()["channels"]["websocket"]["x-error-codes"].keys() == set(ErrorCode)
 
 
 @pytest.mark.parametrize(

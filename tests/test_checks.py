@@ -88,7 +88,16 @@ def test_alias_of_another_type_is_e003_and_the_checks_go_on(settings: Any, alias
 )
 def test_core_redis_layer_without_socket_timeout_is_w001(settings: Any, hosts: Any) -> None:
     settings.CHANNEL_LAYERS = {"default": {"BACKEND": CORE, "CONFIG": {"hosts": hosts, **ENOUGH}}}
-    assert ids() == ["realtime.W001"]
+    assert ids()[:1] == ["realtime.W001"]
+
+
+def test_core_redis_layer_with_several_hosts_is_w005(settings: Any) -> None:
+    hosts = [{"address": f"redis://{name}", "socket_timeout": None} for name in "ab"]
+    for count, expected in ((1, []), (2, ["realtime.W005"])):
+        settings.CHANNEL_LAYERS = {"default": {"BACKEND": CORE, "CONFIG": {"hosts": hosts[:count], **ENOUGH}}}
+        assert ids() == expected
+    settings.CHANNEL_LAYERS = {"default": {"BACKEND": PUBSUB, "CONFIG": {"hosts": hosts}}}
+    assert ids() == []
 
 
 def test_core_redis_layer_without_config_is_w001(settings: Any) -> None:

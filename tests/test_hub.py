@@ -767,7 +767,7 @@ async def test_failure_during_the_joining_anew_is_looked_after_at_once(monkeypat
     await subscribed(hub, "sport")
     layer.hanging, layer.failing, layer.only = True, False, "group_add realtime.topic"
     await until(lambda: hub.link.up)  # and now joins anew
-    hub.link.failed("ack", ConnectionError("of another task"))
+    hub.link.failed("ack", ConnectionError("of another task"), hub.link._all.shard)
     layer.hanging = False
     await until(lambda: hub.link.up, timeout=2)
 
@@ -1279,7 +1279,7 @@ async def test_thousand_connections_leave_nothing_behind() -> None:
     gc.collect()
     assert [reference for reference in gone if reference() is not None] == []
     assert (hub.connections, hub.link.groups, hub.link._pings) == ({}, {}, {})
-    assert list(the_layer().groups) == [ALL_GROUP]
+    assert set(the_layer().groups) == {ALL_GROUP, hub.link._all.shard.probe.name}
     assert set(the_layer().channels) <= {hub.link.channel}
 
 

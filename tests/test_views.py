@@ -19,7 +19,7 @@ from realtime import views
 from realtime.events import BeatEvent
 from realtime.hub import Hub, _hubs, find_hub, get_hub
 from realtime.limits import Count
-from realtime.link import Link
+from realtime.link import Link, Shard
 
 from .memory import RemoteLayer, clean_process, local_connection, started_hub, subscribed, the_layer, until, use_layer  # noqa: F401
 
@@ -225,7 +225,7 @@ async def test_stopped_process_is_unavailable_and_gets_no_other_hub() -> None:
 
 
 async def test_hub_that_has_come_to_an_end_by_itself_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def end(self: Link) -> None:
+    async def end(self: Link, shard: Shard) -> None:
         pass
 
     monkeypatch.setattr(Link, "_maintain_for_ever", end)
@@ -282,7 +282,7 @@ async def test_layer_that_fails_degrades(caplog: pytest.LogCaptureFixture) -> No
 async def test_layer_that_is_known_to_be_down_is_not_asked() -> None:
     hub = await silent_hub()
     the_layer().failing = True
-    hub.link.failed("test", ConnectionError())
+    hub.link.failed("test", ConnectionError(), hub.link._all.shard)
     assert (await part("layer")) == {"status": "degraded", "reason": "LayerUnavailable"}
     assert not pings()
 

@@ -4,7 +4,8 @@ import json
 import os
 
 from demows_project.settings import *  # noqa: F403
-from demows_project.settings import INSTALLED_APPS, REDIS_URL, env
+from demows_project.settings import CHANNEL_LAYERS, INSTALLED_APPS, REDIS_URL, env
+from realtime.redis import redis_layer
 
 INSTALLED_APPS = [*INSTALLED_APPS, "tests.site"]
 ROOT_URLCONF = "tests.site.urls"
@@ -25,8 +26,11 @@ REALTIME |= {
     for name, value in os.environ.items()
     if name.startswith("REALTIME_")
 }
-if (layer := env.str("TEST_CHANNEL_LAYER", default="")) and REDIS_URL:
+if (layer := env.str("TEST_CHANNEL_LAYER", default="")).startswith("{"):  # a host for redis_layer, as JSON
+    CHANNEL_LAYERS = {"default": redis_layer(json.loads(layer))}
+elif layer and REDIS_URL:
     # "core" is the core Redis layer as the checks advise to configure it, "core-defaults" as most sites have it.
     host = {"address": REDIS_URL, "socket_timeout": None} if layer == "core" else REDIS_URL
     config = {"hosts": [host], "capacity": 10_000} if layer == "core" else {"hosts": [host]}
     CHANNEL_LAYERS = {"default": {"BACKEND": "channels_redis.core.RedisChannelLayer", "CONFIG": config}}
+CHANNEL_LAYERS["default"]["CONFIG"] |= json.loads(env.str("TEST_LAYER_CONFIG", default="{}"))

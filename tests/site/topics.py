@@ -1,6 +1,7 @@
 """Topics of every kind, for tests over real connections."""
 
 import asyncio
+import os
 import threading
 
 from pydantic import BaseModel
@@ -34,6 +35,8 @@ hanging = Topic("hanging", authorize=_hang)
 hanging_thread = Topic("hanging-thread", authorize=_hang_thread)
 many = [Topic(f"many-{number}", public=True) for number in range(130)]
 latest = Topic("latest", public=True, latest=True)
+numbers = Topic("numbers", public=True, report_gaps=True)
+numbered = Topic("numbers.{name}", public=True, report_gaps=True)
 stuck_thread = Topic("stuck-thread", authorize=_stick_thread)
 
 
@@ -45,3 +48,13 @@ class ComplainRequest(BaseModel):
 async def complain(request: ComplainRequest, caller) -> int:
     """Raise what the client sent, as careless code does."""
     return int(ComplainRequest.model_validate({"what": {request.what: 1}}).what)
+
+
+class ProcessRequest(BaseModel):
+    pass
+
+
+@request_handler("process_request", public=True)
+async def process(request: ProcessRequest, caller) -> int:
+    """Tell which process serves this connection."""
+    return os.getpid()
