@@ -2,7 +2,7 @@
 Measure realtime beside the consumer of the Channels tutorial: ``python -m benchmarks --help``.
 
 All sites run at once, each in a server process of its own, and are measured in turn; the load comes
-from this process.
+from this process. What ``scale`` and ``topics`` measure has no peer.
 """
 
 import argparse
@@ -14,57 +14,80 @@ import resource
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import AsyncExitStack, closing
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 from functools import reduce
+from itertools import product
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
 import uvloop
 
-from .processes import HOST, redis, serving, sign_in
-from .scenarios import SCENARIOS, Load, Sample
+from .processes import HOST, redis, sign_in
+from .publish import Publisher, publishing
+from .scale import CONNECTIONS, PROCESSES, SECONDS, TOPICS, scale, table, topics
+from .scenarios import SCENARIOS, WARM_UP, Load, Sample
+from .sites import SITES, Place
 
-
-class Site(NamedTuple):
-    """Say what a server process is started with, and whether the site's clients have to ask to be subscribed."""
-
-    application: str
-    environment: dict[str, str]
-    subscribe: bool = True
-
-
-SITES = {
-    "realtime": Site("benchmarks.realtime_site:application", {}),
-    "unregistered": Site("benchmarks.realtime_site:application", {"REALTIME_CONNECTION_REGISTRY": "0"}),
-    "plain": Site("benchmarks.plain_site:application", {}, subscribe=False),
-}
 ROUNDS = 3
 """Measurements of each site, in turn, so that a slow moment of the machine meets all."""
+PAIRED: dict[str, type[Load] | type[Publisher]] = {**SCENARIOS, "publish": Publisher}
+"""What is measured beside a peer."""
 HEADINGS = ("scenario", "server", "connections", "figure", "realtime", "peer", "", "realtime / peer")
-WARM_UP = 1.0
-"""Seconds that each site is driven for before anything counts."""
+OWN_OPTIONS = {
+    "publish": {"seconds", "rounds"},
+    "scale": {"server", "connections", "seconds", "processes"},
+    "topics": {"server", "processes", "topics"},
+}
+"""What the scenarios take that are about Redis."""
+OPTIONS = {"server", "connections", "seconds", "rounds"}
+"""What all others take."""
 MAX_FILES = 65_536
+MAX_PROCESSES = 16
 ROW = "{:<10}{:<9}{:>12}  {:<22}{:>12}   {:<14}{:>12}{:>17}"
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure realtime beside plain Channels.")
-    parser.add_argument("scenario", nargs="?", choices=[*SCENARIOS, "all"], default="all")
-    parser.add_argument("--server", choices=["daphne", "uvicorn", "both"], default="both")
-    parser.add_argument("--layer", choices=["memory", "redis"], default="memory")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="Measure realtime beside plain Channels, and what it costs on Redis (publish, scale, topics).",
+    )
+    parser.add_argument("scenario", nargs="?", choices=[*SCENARIOS, "all", *OWN_OPTIONS], default="all")
+    parser.add_argument("--server", choices=["daphne", "uvicorn", "both"], help="(both; uvicorn for scale and topics)")
+    parser.add_argument("--layer", choices=["memory", "redis"], help="(memory; redis for what is about Redis)")
     defaults = ", ".join(f"{load.connections_by_default} for {name}" for name, load in SCENARIOS.items())
+    defaults += f", {CONNECTIONS} of each process for scale"
     parser.add_argument("--connections", type=positive(int), metavar="N", help=f"clients of each site ({defaults})")
-    defaults = ", ".join(f"{load.seconds_by_default:g} for {name}" for name, load in SCENARIOS.items())
+    defaults = ", ".join(f"{kind.seconds_by_default:g} for {name}" for name, kind in PAIRED.items())
+    defaults += f", {SECONDS:g} for scale"
     parser.add_argument(
         "--seconds", type=positive(float), metavar="S", help=f"seconds that a site is measured for ({defaults})"
     )
+    parser.add_argument("--rounds", type=positive(int), metavar="N", help=f"parts that these are split into ({ROUNDS})")
+    few = range(1, MAX_PROCESSES + 1)
     parser.add_argument(
-        "--rounds", type=positive(int), default=ROUNDS, metavar="N", help=f"parts that these are split into ({ROUNDS})"
+        "--processes",
+        type=int,
+        choices=few,
+        metavar="N",
+        help="servers at once (1 to 4 in turn for scale, 1 for topics)",
+    )
+    parser.add_argument(
+        "--topics",
+        type=positive(int),
+        metavar="N",
+        help="topics that each process subscribes to (1,000 and 10,000 in turn)",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE too")
-    return parser.parse_args()
+    options = parser.parse_args()
+    taken = OWN_OPTIONS.get(options.scenario, OPTIONS)
+    for name in sorted(OPTIONS.union(*OWN_OPTIONS.values()) - taken):
+        if getattr(options, name) is not None:
+            parser.error(f"{options.scenario} takes no --{name}, but {', '.join(f'--{one}' for one in sorted(taken))}")
+    if options.layer == "memory" and options.scenario in OWN_OPTIONS:
+        parser.error(f"{options.scenario} measures what Redis is asked to do: leave out --layer memory")
+    return options
 
 
 def positive(kind: Callable[[str], float]) -> Callable[[str], float]:
@@ -77,96 +100,119 @@ def positive(kind: Callable[[str], float]) -> Callable[[str], float]:
 
 
 async def main(options: argparse.Namespace) -> None:
-    """Run what the options choose, one scenario and server after the other, and print a row for each figure."""
+    """Run what the options choose, and print a line for each figure, or for each number of processes or topics."""
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    scenarios = list(SCENARIOS) if options.scenario == "all" else [options.scenario]
-    servers = ["daphne", "uvicorn"] if options.server == "both" else [options.server]
-    results = []
+    layer = options.layer or ("redis" if options.scenario in OWN_OPTIONS else "memory")
+    results: list[dict[str, Any]] = []
     async with AsyncExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="benchmarks-")))
-        environment = {
-            "SECRET_KEY": "benchmarks",
-            "ALLOWED_HOSTS": HOST,
-            "DATABASE_URL": f"sqlite:///{directory / 'db.sqlite3'}",
-        }
-        if options.layer == "redis":
-            environment["REDIS_URL"] = await stack.enter_async_context(redis(directory))
-        cookie = await sign_in(environment, directory)
-        print(f"Python {platform.python_version()}, {os.cpu_count()} cores, channel layer: {options.layer}\n")
-        print(ROW.format(*HEADINGS))
-        for scenario in scenarios:
-            for server in servers:
-                result = await compare(scenario, server, options, environment, directory, cookie)
-                results.append(result)
-                print(*rows(result), sep="\n", flush=True)
+        place = await stack.enter_async_context(prepared(directory, layer))
+        print(f"Python {platform.python_version()}, {os.cpu_count()} cores, channel layer: {layer}\n")
+        async for result in measurements(options, place):
+            print(*lines(result, heading=not results), sep="\n", flush=True)
+            results.append(result)
     if options.json is not None:
-        options.json.write_text(json.dumps({"layer": options.layer, "results": results}, indent=2) + "\n")
+        options.json.write_text(json.dumps({"layer": layer, "results": results}, indent=2) + "\n")
 
 
-async def compare(
-    scenario: str,
-    server: str,
-    options: argparse.Namespace,
-    environment: dict[str, str],
-    directory: Path,
-    cookie: str,
-) -> dict[str, Any]:
-    """Measure a scenario's sites in turn, and return the figures of each, and realtime's ratio to each of its peers."""
+@asynccontextmanager
+async def prepared(directory: Path, layer: str) -> AsyncIterator[Place]:
+    """Give what all processes need: the database with a user who is signed in, and Redis for that layer."""
+    environment = {
+        "SECRET_KEY": "benchmarks",
+        "ALLOWED_HOSTS": HOST,
+        "DATABASE_URL": f"sqlite:///{directory / 'db.sqlite3'}",
+    }
+    async with AsyncExitStack() as stack:
+        server = None
+        if layer == "redis":
+            server = await stack.enter_async_context(redis(directory))
+            environment["REDIS_URL"] = f"redis://{HOST}:{server.port}"
+        yield Place(environment, directory, await sign_in(environment, directory), server)
+
+
+async def measurements(options: argparse.Namespace, place: Place) -> AsyncIterator[dict[str, Any]]:
+    """Measure one thing after the other, and yield the figures of each."""
+    about_redis = options.scenario in OWN_OPTIONS
+    server = options.server or ("uvicorn" if about_redis else "both")
+    servers = ["daphne", "uvicorn"] if server == "both" else [server]
+    if options.scenario == "publish":
+        yield await compare_publishers(options, place)
+    elif options.scenario == "scale":
+        for server, processes in product(servers, [options.processes] if options.processes else PROCESSES):
+            connections, seconds = options.connections or CONNECTIONS, options.seconds or SECONDS
+            yield await scale(server, processes, connections, seconds, place)
+    elif options.scenario == "topics":
+        for server, count in product(servers, [options.topics] if options.topics else TOPICS):
+            yield await topics(server, options.processes or 1, count, place)
+    else:
+        for scenario, server in product(SCENARIOS if options.scenario == "all" else [options.scenario], servers):
+            yield await compare(scenario, server, options, place)
+
+
+async def compare(scenario: str, server: str, options: argparse.Namespace, place: Place) -> dict[str, Any]:
+    """Measure a scenario's sites, and return the figures of each, and realtime's ratio to each of its peers."""
     kind = SCENARIOS[scenario]
     connections = options.connections or kind.connections_by_default
-    seconds = options.seconds or kind.seconds_by_default
-    samples: dict[str, list[Sample]] = {name: [] for name in kind.sites}
     async with AsyncExitStack() as stack:
         loads: dict[str, Load] = {}
         for name in kind.sites:
-            site = SITES[name]
-            command = serving(server, site.application, {**environment, **site.environment}, directory, cookie)
-            load = kind(await stack.enter_async_context(command), subscribe=site.subscribe)
-            loads[name] = stack.enter_context(closing(load))
+            address = await stack.enter_async_context(place.serving(server, name))
+            load = loads[name] = stack.enter_context(closing(kind(address, subscribe=SITES[name].subscribe)))
             await load.connect(connections)
-            await load.run(min(WARM_UP, seconds))
-        for _ in range(options.rounds):
-            for name, load in loads.items():
-                samples[name].append(await load.run(seconds / options.rounds))
-    own, *peers = kind.sites
+        figures = await in_turn(loads, options, kind.seconds_by_default)
+    return {"scenario": scenario, "server": server, "connections": connections, **figures}
+
+
+async def compare_publishers(options: argparse.Namespace, place: Place) -> dict[str, Any]:
+    """Do the same with processes that publish, and that no server is in."""
+    async with AsyncExitStack() as stack:
+        publishers = {name: await stack.enter_async_context(publishing(name, place)) for name in Publisher.sites}
+        figures = await in_turn(publishers, options, Publisher.seconds_by_default)
+    return {"scenario": "publish", "server": "none", "connections": 0, **figures}
+
+
+async def in_turn(
+    sites: Mapping[str, Load | Publisher], options: argparse.Namespace, seconds_by_default: float
+) -> dict[str, Any]:
+    """Measure the sites in turn, round by round, after a warm-up; the first one is compared to the others."""
+    seconds, rounds = options.seconds or seconds_by_default, options.rounds or ROUNDS
+    for site in sites.values():
+        await site.run(min(WARM_UP, seconds))
+    samples: dict[str, list[Sample]] = {name: [] for name in sites}
+    for _ in range(rounds):
+        for name, site in sites.items():
+            samples[name].append(await site.run(seconds / rounds))
+    own, *peers = sites
     return {
-        "scenario": scenario,
-        "server": server,
-        "connections": connections,
-        "figures": {name: figures_of(reduce(Sample.plus, rounds)) for name, rounds in samples.items()},
+        "figures": {name: reduce(Sample.plus, taken).figures() for name, taken in samples.items()},
         "ratios": {peer: ratios_of(samples[own], samples[peer]) for peer in peers},
-    }
-
-
-def figures_of(sample: Sample) -> dict[str, float]:
-    return {
-        "per_second": sample.frames / sample.seconds,
-        "server_cpu_us": sample.server_cpu / sample.frames * 1e6,
-        "load_cpu_us": sample.load_cpu / sample.frames * 1e6,
     }
 
 
 def ratios_of(own: list[Sample], peers: list[Sample]) -> dict[str, float]:
     """Return the median of the rounds' ratios for each figure: in some rounds the machine has other things to do."""
-    rounds = [(figures_of(one), figures_of(other)) for one, other in zip(own, peers, strict=True)]
+    rounds = [(one.figures(), other.figures()) for one, other in zip(own, peers, strict=True)]
     return {name: median(one[name] / other[name] for one, other in rounds) for name in rounds[0][0]}
 
 
-def rows(result: dict[str, Any]) -> Iterator[str]:
-    """Yield a line of the table for each figure and peer."""
-    kind = SCENARIOS[result["scenario"]]
-    labels = {
-        "per_second": f"{kind.plural}/s",
-        "server_cpu_us": f"server µs/{kind.unit}",
-        "load_cpu_us": f"load µs/{kind.unit}",
-    }
+def lines(result: dict[str, Any], *, heading: bool) -> Iterator[str]:
+    """Yield what is printed of a result, and with ``heading`` what stands above the first one."""
+    if "ratios" not in result:
+        yield from table(result, heading=heading)
+        return
+    if heading:
+        yield ROW.format(*HEADINGS)
+    kind = PAIRED[result["scenario"]]
     where = (result["scenario"], result["server"], result["connections"])
     for peer, ratios in result["ratios"].items():
-        for name, label in labels.items():
-            own, other = (f"{result['figures'][site][name]:,.{name != 'per_second':d}f}" for site in ("realtime", peer))
-            yield ROW.format(*where, label, own, peer, other, f"{ratios[name]:.3g}")
+        for name, ratio in ratios.items():
+            rate = name == "per_second"
+            label = f"{kind.plural}/s" if rate else f"{name.removesuffix('_cpu_us')} µs/{kind.unit}"
+            own, other = (f"{result['figures'][site][name]:,.{not rate:d}f}" for site in ("realtime", peer))
+            yield ROW.format(*where, label, own, peer, other, f"{ratio:.3g}")
 
 
 if __name__ == "__main__":

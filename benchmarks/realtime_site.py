@@ -1,4 +1,4 @@
-"""The site under test: the demo's settings, realtime, which reads the session's user, one topic, and the trigger."""
+"""The site under test: the demo's settings, realtime, which reads the session's user, two topics, and the trigger."""
 
 import os
 
@@ -13,6 +13,7 @@ from realtime import Topic, apublish  # noqa: E402 - needs the apps to be loaded
 from realtime.routing import with_realtime  # noqa: E402
 
 prices = Topic("prices")  # for those who have signed in
+items = Topic("items.{number:int}")
 
 
 async def publish() -> None:

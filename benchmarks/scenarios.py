@@ -13,31 +13,42 @@ from .trigger import PATH
 
 PATIENCE = 30.0
 """Seconds that the answers may take after the last request of a run."""
+WARM_UP = 1.0
+"""Seconds that each site is driven for before anything counts."""
 CONNECTS_AT_ONCE = 50
 SETTLE = 1.5
 """Seconds after which a server has caught up with what it puts off: the registry writes about once a second."""
-SUBSCRIBE = client_frame(b'{"type":"subscribe_request","topic":"prices"}')
-SUBSCRIBE_HEARTBEAT = client_frame(b'{"type":"subscribe_request","topic":"heartbeat"}')
 ECHO = client_frame(b'{"type":"echo_request","reqId":"1","echo":"Hello"}')
 PUBLISH = client_frame(b"publish")
 
 
-class Sample(NamedTuple):
-    """Hold what arrived in so many seconds, with so many seconds of CPU time in the server and in the load."""
+def subscribe(topic: str) -> bytes:
+    """Return the frame of a subscribe request."""
+    return client_frame(b'{"type":"subscribe_request","topic":"%s"}' % topic.encode())
 
-    frames: int = 0
-    seconds: float = 0.0
-    server_cpu: float = 0.0
-    load_cpu: float = 0.0
+
+async def ask(connection: Connection, request: bytes) -> None:
+    """Send ``request``, and wait for the answer. Raises ``RuntimeError`` when it is a refusal."""
+    answer = await connection.ask(request)
+    if b'"status":"OK"' not in answer:
+        raise RuntimeError(f"the request was refused: {answer!r}")
+
+
+class Sample(NamedTuple):
+    """Hold what was counted in so many seconds, and the seconds of CPU time of each process that counts."""
+
+    units: int
+    seconds: float
+    cpu: dict[str, float]
 
     def plus(self, other: "Sample") -> "Sample":
         """Return both measurements as one."""
-        return Sample(
-            self.frames + other.frames,
-            self.seconds + other.seconds,
-            self.server_cpu + other.server_cpu,
-            self.load_cpu + other.load_cpu,
-        )
+        cpu = {name: taken + other.cpu[name] for name, taken in self.cpu.items()}
+        return Sample(self.units + other.units, self.seconds + other.seconds, cpu)
+
+    def figures(self) -> dict[str, float]:
+        cpu = {f"{name}_cpu_us": taken / self.units * 1e6 for name, taken in self.cpu.items()}
+        return {"per_second": self.units / self.seconds, **cpu}
 
 
 class Load(ABC):
@@ -54,7 +65,7 @@ class Load(ABC):
     seconds_by_default: ClassVar[float] = 3.0
     settle: ClassVar[float] = 0.0
     """Seconds after a run in which the CPU time still counts, for what the server has put off."""
-    subscription: ClassVar[bytes] = SUBSCRIBE
+    subscription: ClassVar[bytes] = subscribe("prices")
     expected: ClassVar[bytes] = b""
     """What each frame holds; anything else ends the benchmark, so that no refusal is counted."""
 
@@ -88,7 +99,7 @@ class Load(ABC):
             raise self._error
         self._end = loop.create_future()
         timer = loop.call_later(seconds, self._stop)
-        before = self._clocks()
+        began, before = time.perf_counter(), self._clocks()
         self._begin()
         try:
             async with asyncio.timeout(seconds + PATIENCE):
@@ -97,10 +108,9 @@ class Load(ABC):
             raise TimeoutError(f"{self._missing} frames did not arrive within {PATIENCE:g} s") from None
         finally:
             timer.cancel()
-        elapsed = time.perf_counter() - before[0]
+        elapsed = time.perf_counter() - began
         await asyncio.sleep(min(self.settle, seconds))
-        _, server_cpu, load_cpu = (now - then for now, then in zip(self._clocks(), before, strict=True))
-        return Sample(self._count, elapsed, server_cpu, load_cpu)
+        return Sample(self._count, elapsed, {name: now - before[name] for name, now in self._clocks().items()})
 
     def close(self) -> None:
         """Drop all connections."""
@@ -113,14 +123,8 @@ class Load(ABC):
     async def _subscriber(self) -> Connection:
         connection = await self._connect("/ws/")
         if self._subscribe:
-            await self._ask(connection, self.subscription)
+            await ask(connection, self.subscription)
         return connection
-
-    @staticmethod
-    async def _ask(connection: Connection, request: bytes) -> None:
-        answer = await connection.ask(request)
-        if b'"status":"OK"' not in answer:
-            raise RuntimeError(f"the request was refused: {answer!r}")
 
     @abstractmethod
     async def _prepare(self) -> None:
@@ -136,8 +140,8 @@ class Load(ABC):
         else:
             self._fail(RuntimeError(f"expected a frame with {self.expected!r}, got {frame!r:.300}"))
 
-    def _clocks(self) -> tuple[float, float, float]:
-        return time.perf_counter(), self._server.cpu_seconds(), time.process_time()
+    def _clocks(self) -> dict[str, float]:
+        return {"server": self._server.cpu_seconds(), "load": time.process_time()}
 
     def _stop(self) -> None:
         self._time_is_up = True
@@ -223,11 +227,11 @@ class Connect(Load):
     connections_by_default = 600
     seconds_by_default = 6.0
     settle = SETTLE
-    subscription = SUBSCRIBE_HEARTBEAT
+    subscription = subscribe("heartbeat")
 
     async def _prepare(self) -> None:
         if self._subscribe:
-            await self._ask(self.connections[0], SUBSCRIBE)  # for it one has to be signed in
+            await ask(self.connections[0], Load.subscription)  # for it one has to be signed in
 
     def _begin(self) -> None:
         self._missing = CONNECTS_AT_ONCE
