@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
-import threading
 from collections.abc import Iterator
 from io import StringIO
 from typing import Any
@@ -16,12 +16,14 @@ from django.contrib.auth.models import User
 from django.core.management import CommandError, call_command
 from pydantic import BaseModel
 
-from realtime import Topic, publishing
+from realtime import Topic, embedded_redis, publishing
 from realtime.exceptions import LayerUnavailable
 from realtime.hub import get_hub
 from realtime.management.commands import close_connections, run_heartbeats, serve
 
 from .memory import Layer, RemoteLayer, clean_process, the_layer, until, use_layer  # noqa: F401
+
+APPLICATION = "demows_project.asgi:application"
 
 
 @pytest.fixture(autouse=True)
@@ -234,7 +236,8 @@ def test_close_connections_reaches_a_hub_of_the_publishing_loop(monkeypatch: pyt
         (["--port=http"], "invalid int value: 'http'"),
     ],
 )
-def test_serve_with_nonsense_is_refused(arguments: list[str], reason: str) -> None:
+def test_serve_with_nonsense_is_refused(monkeypatch: pytest.MonkeyPatch, arguments: list[str], reason: str) -> None:
+    monkeypatch.setattr(embedded_redis, "executable", lambda: None)
     with pytest.raises(CommandError, match=reason):
         call_command("serve", *arguments)
 
@@ -251,6 +254,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     calls: list[Any] = []
     monkeypatch.setattr(serve, "_run_daphne", lambda *arguments: calls.append(("daphne", *arguments)))
     monkeypatch.setattr(serve, "_run_uvicorn", lambda *arguments: calls.append(("uvicorn", *arguments)))
+    monkeypatch.setattr(serve, "_run_workers", lambda *arguments: calls.append(("workers", *arguments)))
     return calls
 
 
@@ -258,9 +262,9 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 @pytest.mark.parametrize(
     ("options", "call"),
     [
-        ({}, ("daphne", "localhost", 8080, 1)),
-        ({"host": "::1", "port": 9000}, ("daphne", "::1", 9000, 1)),
-        ({"server": "uvicorn"}, ("uvicorn", "localhost", 8080, 1)),
+        ({}, ("daphne", APPLICATION, "localhost", 8080)),
+        ({"host": "::1", "port": 9000}, ("daphne", APPLICATION, "::1", 9000)),
+        ({"server": "uvicorn"}, ("uvicorn", APPLICATION, "localhost", 8080)),
     ],
 )
 def test_serve_runs_the_server(served: list[Any], options: Any, call: Any) -> None:
@@ -272,7 +276,7 @@ def test_serve_runs_the_server(served: list[Any], options: Any, call: Any) -> No
 def test_serve_with_several_workers_runs_uvicorn(served: list[Any]) -> None:
     use_layer(RemoteLayer())
     output_of("serve", workers=3, no_heartbeats=True)
-    assert served == [("uvicorn", "localhost", 8080, 3)]
+    assert served == [("workers", APPLICATION, "localhost", 8080, 3, None)]
 
 
 @pytest.mark.django_db(transaction=True)
@@ -320,20 +324,19 @@ def test_serve_ends_at_sigterm_by_cleaning_up(served: list[Any], monkeypatch: py
     assert caught.value.code == 0
 
 
-class Process:
-    """A child process that runs until it is told to stop."""
+class Child:
+    """Be a process beside the server that is never started."""
 
-    started: list[list[str]] = []
+    log: list[Any] = []
 
-    def __init__(self, arguments: list[str]) -> None:
-        self.started.append(arguments)
-        self.ended = threading.Event()
+    def __init__(self, *command: str) -> None:
+        self.command = command
 
-    def wait(self, timeout: float = 10) -> None:
-        self.ended.wait(timeout)
+    def start(self) -> None:
+        self.log.append(self.command[3:])
 
-    def terminate(self) -> None:
-        self.ended.set()
+    def stop(self) -> None:
+        self.log.append("stopped")
 
 
 @pytest.mark.django_db(transaction=True)
@@ -343,11 +346,11 @@ class Process:
 def test_serve_runs_heartbeats_where_they_are_needed(
     served: list[Any], monkeypatch: pytest.MonkeyPatch, layer: Any, options: Any, beats: int
 ) -> None:
-    monkeypatch.setattr(serve.subprocess, "Popen", Process)
-    monkeypatch.setattr(Process, "started", [])
+    monkeypatch.setattr(serve, "Child", Child)
+    monkeypatch.setattr(Child, "log", [])
     use_layer(layer())
     output_of("serve", **options)
-    assert [arguments[2:] for arguments in Process.started] == [["run_heartbeats", "--with-parent"]] * beats
+    assert Child.log == [("run_heartbeats", "--with-parent", str(os.getpid()))] * beats + ["stopped"]
 
 
 # publish

