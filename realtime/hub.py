@@ -340,7 +340,7 @@ class Hub:
                 for connection in tuple(group.subscribers):
                     connection.write(frame)
                 for held in group.held.values():
-                    held.frames.append(frame)
+                    held.add_gap(frame)
         return True
 
     def _beat(self, event: BeatEvent) -> None:

@@ -52,25 +52,33 @@ JOINS_AT_ONCE = 8
 """Groups that are joined side by side when a shard is back: each has to wait for its own ping."""
 
 
-async def open_channel(layer: Any, group: str = ALL_GROUP) -> str:
-    """Return a new channel on ``layer``, if that takes an event for ``group``. Raises whatever the layer raises."""
-    # new_channel() leaves something behind when it fails, so find out first whether the layer answers.
+async def ping(layer: Any, group: str) -> None:
+    """
+    Send ``group`` what nobody waits for, to find out whether the layer answers. Raises whatever the layer raises.
+
+    Do so before ``new_channel()``, which leaves something behind when it fails.
+    """
     await layer.group_send(group, PingEvent(nonce="").to_message())
-    channel: str = await layer.new_channel(CHANNEL_PREFIX)
-    return channel
 
 
 class Held:
     """Keep frames back for one connection; ``size`` is how many bytes they are."""
 
-    __slots__ = ("frames", "size")
+    __slots__ = ("frames", "gap", "size")
 
     def __init__(self) -> None:
         self.frames: list[bytes] = []
         self.size = 0
+        self.gap: bytes | None = None
+        """What tells that something was lost meanwhile."""
+
+    def add_gap(self, frame: bytes) -> None:
+        self.gap = frame
+        self.frames.append(frame)
 
     def clear(self) -> None:
-        self.frames.clear()
+        """Give up the publications, but not what tells of others."""
+        self.frames[:] = [] if self.gap is None else [self.gap]
         self.size = 0
 
 
@@ -200,15 +208,21 @@ class Link:
         await self._leave_everything()
 
     async def _leave_everything(self) -> None:
+        await asyncio.gather(*map(self._leave, self._shards))
+
+    async def _leave(self, shard: Shard) -> None:
         async def leave() -> None:
             for group in self._every_group():
-                if group.entered and self.channel is not None:
+                if group.shard is shard and group.entered and self.channel is not None:
                     await self.layer.group_discard(group.name, self.channel)
 
         try:
             await bounded(leave(), 1)
         except Exception as error:  # noqa: BLE001 - the layer may be gone before us
-            logger.debug("event=leave_failed error=%r", error)
+            logger.debug("event=leave_failed shard=%d error=%r", shard.number, error)
+
+    def _groups_on(self, shard: Shard) -> list[Group]:
+        return [group for group in self.groups.values() if group.shard is shard]
 
     def _every_group(self) -> list[Group]:
         return [*(shard.probe for shard in self._shards), self._all, *self.groups.values()]
@@ -299,7 +313,8 @@ class Link:
         arrived = self._pings[nonce] = self.loop.create_future()
         try:
             await self.layer.group_send(group.name, PingEvent(nonce=nonce).to_message())
-            group.shard.unheard += 1
+            if group is group.shard.probe:  # of those that are joined side by side many may be under way
+                group.shard.unheard += 1
             for wait in PING_AGAIN:
                 await asyncio.wait([arrived], timeout=wait)
                 if arrived.done():
@@ -349,7 +364,7 @@ class Link:
                     await self._settle_all(shard, again=returned)
                     renewed = self.loop.time()
                 if returned:
-                    logger.info("event=layer_up shard=%d groups=%d", shard.number, len(self.groups))
+                    logger.info("event=layer_up shard=%d groups=%d", shard.number, len(self._groups_on(shard)))
                 failures = 0
             except Exception as error:  # noqa: BLE001 - each layer raises its own kind
                 self.failed("probe", error, shard)
@@ -367,9 +382,11 @@ class Link:
 
     async def _probe(self, shard: Shard) -> None:
         """Prove that a shard takes events and that they come through. Raises whatever the layer raises."""
+        if self.channel is None:
+            await ping(self.layer, shard.probe.name)  # before the lock, which others wait for
         async with self._opening:
             if self.channel is None:
-                self.channel = await open_channel(self.layer, shard.probe.name)
+                self.channel = await self.layer.new_channel(CHANNEL_PREFIX)
                 self._receiver = self.spawn(self._receive_for_ever(self.channel))
         if shard is self._all.shard:
             self._all.joined = self._all.joined and shard.up
@@ -390,12 +407,11 @@ class Link:
             group.entered = group.leaving = group.joined = False
         self.channel = None
         for other in self._shards:  # their groups have to be joined from the new channel
-            other.up = False
-            other.probe_now.set()
+            self.failed("listen_anew", LayerUnavailable("nothing is heard on the hub's channel any more"), other)
 
     async def _settle_all(self, shard: Shard, *, again: bool) -> None:
         """Renew a shard's memberships, or with ``again`` join its groups anew. Raises whatever the layer raises."""
-        groups = [group for group in self.groups.values() if group.shard is shard]
+        groups = self._groups_on(shard)
         for group in groups:
             group.joined = group.joined and not again
         for start in range(0, len(groups), JOINS_AT_ONCE):

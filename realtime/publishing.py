@@ -12,6 +12,7 @@ import math
 import os
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import wait as wait_for_futures
 from functools import lru_cache
@@ -21,6 +22,7 @@ from django.core.exceptions import SynchronousOnlyOperation
 
 from .events import (
     ALL_GROUP,
+    CHANNEL_PREFIX,
     AckEvent,
     BeatEvent,
     CloseEvent,
@@ -35,8 +37,8 @@ from .events import (
 )
 from .exceptions import LayerUnavailable
 from .hub import Hub, find_hub
-from .layers import bounded, configured_layer, count_members, is_local
-from .link import PING_AGAIN, open_channel
+from .layers import bounded, configured_layer, count_members, is_local, shard_of
+from .link import PING_AGAIN, ping
 from .protocol import TOPIC_HEARTBEAT, CloseMessage
 from .sequences import Sequences
 
@@ -239,7 +241,8 @@ class _Inbox:
         return self
 
     async def _open(self) -> None:
-        self.channel = await open_channel(self._layer)
+        await ping(self._layer, ALL_GROUP)
+        self.channel = await self._layer.new_channel(CHANNEL_PREFIX)
         self._task = asyncio.create_task(self._receive())
         for wait in PING_AGAIN:  # as when the hub joins a group: what is sent too early is lost
             await self._layer.send(self.channel, PingEvent(nonce="").to_message())
@@ -285,7 +288,7 @@ async def _send(group: str, event: Envelope) -> None:
 
 class _Turns:
     """
-    Let one event after the other into the layer, on one event loop.
+    Let one event after the other into one shard of the layer, on one event loop.
 
     A burst may take longer than one event may, and is no failure while the layer takes its events. When
     one fails, all that wait behind it fail at once, instead of each running into its own timeout.
@@ -297,20 +300,21 @@ class _Turns:
         self.sequences = Sequences()
 
 
-_turns: dict[asyncio.AbstractEventLoop, _Turns] = {}
+_turns: dict[asyncio.AbstractEventLoop, defaultdict[int, _Turns]] = {}
 
 
-def _turns_here() -> _Turns:
+def _turns_on(shard: int) -> _Turns:
     loop = asyncio.get_running_loop()
     if loop not in _turns:
         for other in [other for other in list(_turns) if other.is_closed()]:
             _turns.pop(other, None)
-        _turns[loop] = _Turns()
-    return _turns[loop]
+        _turns[loop] = defaultdict(_Turns)
+    return _turns[loop][shard]
 
 
 async def _group_send(group: str, event: Envelope) -> None:
-    turns = _turns_here()
+    layer = configured_layer()
+    turns = _turns_on(shard_of(layer, group))
     failures = turns.failures
     async with turns.lock:
         message = event.to_message()
@@ -320,7 +324,7 @@ async def _group_send(group: str, event: Envelope) -> None:
         if turns.failures != failures:
             raise LayerUnavailable("the channel layer failed while this event waited for its turn")
         try:
-            await bounded(configured_layer().group_send(group, message), PUBLISH_TIMEOUT)
+            await bounded(layer.group_send(group, message), PUBLISH_TIMEOUT)
         except TimeoutError as error:
             turns.failures += 1
             raise LayerUnavailable(f"the channel layer did not take the event within {PUBLISH_TIMEOUT:g} s") from error

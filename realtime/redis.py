@@ -10,7 +10,7 @@ import re
 import socket
 from typing import Any
 
-SHARD_SEPARATOR = re.compile(r",(?=\w+://)")
+SHARD_SEPARATOR = re.compile(r",\s*(?=\w+://)")
 """A comma between two URLs; one in a password stays."""
 KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
 """A peer that is gone without a word is found out after 25 s, and not after two hours."""
@@ -76,5 +76,8 @@ def _database(entry: dict[str, Any]) -> int:
         return int(entry.get("db", 0))
     try:
         return int(parse_url(entry["address"]).get("db", entry.get("db", 0)))
-    except ValueError as error:
-        raise ValueError(f"a Redis URL cannot be read: {error}") from None  # without the URL: it may hold a password
+    except ValueError:  # which may tell parts of the password
+        raise ValueError(
+            "a Redis URL cannot be read: it begins with redis://, rediss:// or unix://, and what is no letter or digit "
+            "in a password has to be percent-encoded"
+        ) from None

@@ -1,7 +1,7 @@
 """
 What was lost on the way: publishers number what they publish on a topic, and hubs look whether a number is missing.
 
-A publisher is one event loop of one process, since only what is sent from there keeps its order.
+A publisher is one event loop of one process, for each shard: only what is sent from there keeps its order.
 """
 
 from __future__ import annotations

@@ -77,7 +77,8 @@ def cell(key: str, values: list[Any]) -> str:
     known = [value for value in values if value is not None]
     if not known:
         return "–"
-    return str(max(known)) if isinstance(known[0], int) else f"{max(known):.2f}"
+    worst = max(known)
+    return str(worst) if isinstance(worst, int) else "<0.01" if worst < 0.01 else f"{worst:.2f}"
 
 
 if __name__ == "__main__":
