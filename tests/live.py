@@ -148,7 +148,11 @@ class Redis:
     def start(self) -> None:
         options = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
         self.process = Process(self.executable(), *options, *self.options)
-        self.process.wait_for_line("eady to accept connections")
+        try:
+            self.process.wait_for_line("eady to accept connections")
+        except AssertionError:
+            self.process.stop()
+            raise
 
     def kill(self) -> None:
         assert self.process is not None

@@ -58,6 +58,8 @@ class TwoShards(Layer):
         self.frozen: set[int] = set()
         self.muted = ""
         """What the names of groups begin with whose events are taken and go nowhere; empty for none."""
+        self.slow_discards: list[int] = []
+        """How many turns of the event loop the next discards take."""
         self.asked: list[tuple[str, str]] = []
         """What was done to which group."""
 
@@ -72,6 +74,11 @@ class TwoShards(Layer):
                 await asyncio.sleep(0.005)
             if self.consistent_hash(name) in self.down:
                 raise ConnectionError("the shard is down")
+
+    async def group_discard(self, group: str, channel: str) -> None:
+        for _ in range(self.slow_discards.pop(0) if self.slow_discards else 0):
+            await asyncio.sleep(0)
+        await super().group_discard(group, channel)
 
     async def group_send(self, group: str, message: dict[str, Any]) -> None:
         if self.muted and group.startswith(self.muted):
@@ -355,8 +362,8 @@ async def test_shard_that_comes_back_empty_is_joined_again_and_the_other_left_al
         del layer.groups[name]
     layer.asked.clear()
     layer.down.clear()
-    await until(lambda: hub.link.up and all(members(topic) == 1 for topic in lost))
-    assert all(hub.link.groups[topic].joined for topic in lost + kept)
+    await until(lambda: hub.link.up and all(hub.link.groups[topic].joined for topic in lost + kept))
+    assert {members(topic) for topic in lost + kept} == {1}
     assert not {group_name(topic) for topic in kept} & {name for _, name in layer.asked}
     assert list(layer.groups[ALL_GROUP]) == [hub.link.channel]
     for number, topic in enumerate(lost + kept):
@@ -492,6 +499,25 @@ async def test_hub_that_hears_nothing_any_more_listens_on_another_channel_for_bo
         await apublish_payload(topic, "1")
     await until(lambda: connection.wire.data == [1, 1])
     assert {channel for channels in layer.groups.values() for channel in channels} == {hub.link.channel}
+
+
+async def test_hub_that_hears_nothing_on_either_shard_listens_on_one_other_channel_and_no_more(
+    layer: TwoShards, quick: None
+) -> None:
+    hub = await started_hub()
+    topics = [topic_on(0), topic_on(1)]
+    connection = await subscribed(hub, *topics)
+    before = hub.link.channel
+    getattr(layer, "inner", layer).slow_discards = [0] * 5 + [200] * 5  # the second to give up the channel is late
+    await asyncio.gather(*(hub.link._listen_anew(shard) for shard in hub.link._shards))
+    await until(lambda: hub.link.up and all(group.joined for group in hub.link.groups.values()))
+    assert hub.link.channel not in (None, before)
+    assert {channel for channels in layer.groups.values() for channel in channels} == {hub.link.channel}
+    assert [task.get_coro().__name__ for task in hub.link._tasks].count("_receive_for_ever") == 1
+    for topic in topics:
+        await apublish_payload(topic, "1")
+    await until(lambda: connection.wire.data == [1, 1])
+    assert hub.counts == {}
 
 
 @each_shard
