@@ -306,9 +306,9 @@ class Hub:
         if not (group.subscribers or group.held):
             group.heard.clear()
             return
-        group.last = event.sent_at
         if event.publisher and not self._notice_gap(group, event):
             return
+        group.last = event.sent_at
         frame = text_frame(encode_publication(event.topic, event.payload, event.sent_at))
         if group.latest:
             for connection in tuple(group.subscribers):

@@ -205,16 +205,17 @@ class Link:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks, timeout=1)
-        await self._leave_everything()
+        if self.channel is not None:
+            await self._leave_everything(self.channel)
 
-    async def _leave_everything(self) -> None:
-        await asyncio.gather(*map(self._leave, self._shards))
+    async def _leave_everything(self, channel: str) -> None:
+        await asyncio.gather(*(self._leave(shard, channel) for shard in self._shards))
 
-    async def _leave(self, shard: Shard) -> None:
+    async def _leave(self, shard: Shard, channel: str) -> None:
         async def leave() -> None:
             for group in self._every_group():
-                if group.shard is shard and group.entered and self.channel is not None:
-                    await self.layer.group_discard(group.name, self.channel)
+                if group.shard is shard and group.entered:
+                    await self.layer.group_discard(group.name, channel)
 
         try:
             await bounded(leave(), 1)
@@ -400,12 +401,15 @@ class Link:
         shard.unheard = 0
         if await reconnect(self.layer, shard.number):
             return
+        channel, self.channel = self.channel, None
+        if channel is None:  # another shard's task has given it up just now
+            return
         if self._receiver is not None:
             self._receiver.cancel()
-        await self._leave_everything()
-        for group in self._every_group():
-            group.entered = group.leaving = group.joined = False
-        self.channel = None
+        async with self._opening:  # nobody opens another before this one is left
+            await self._leave_everything(channel)
+            for group in self._every_group():
+                group.entered = group.leaving = group.joined = False
         for other in self._shards:  # their groups have to be joined from the new channel
             self.failed("listen_anew", LayerUnavailable("nothing is heard on the hub's channel any more"), other)
 
