@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import threading
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -19,10 +21,23 @@ COUNT_TIMEOUT = 1.0
 """Seconds that counting a group's members may take."""
 
 
+_making = threading.Lock()
+"""Held while a layer may be made: of threads that begin at once, Channels would give each one of its own."""
+
+
+def _unlock_in_child() -> None:
+    global _making
+    _making = threading.Lock()  # the thread that held the old one did not come along
+
+
+os.register_at_fork(after_in_child=_unlock_in_child)
+
+
 def configured_layer() -> Any:
     """Return the layer that ``REALTIME["CHANNEL_LAYER"]`` names. Raises ``ImproperlyConfigured`` if there is none."""
     alias = get_settings().CHANNEL_LAYER
-    layer = get_channel_layer(alias)
+    with _making:
+        layer = get_channel_layer(alias)
     if layer is None:
         raise ImproperlyConfigured(f"CHANNEL_LAYERS has no {alias!r}, the channel layer that realtime uses")
     return layer

@@ -28,6 +28,7 @@ from .events import (
 )
 from .exceptions import LayerUnavailable
 from .layers import bounded, is_local, reconnect, renewal_interval, shard_count, shard_of
+from .logs import described
 from .sequences import Heard
 
 logger = logging.getLogger("realtime.link")
@@ -389,11 +390,11 @@ class Link:
             if self.channel is None:
                 self.channel = await self.layer.new_channel(CHANNEL_PREFIX)
                 self._receiver = self.spawn(self._receive_for_ever(self.channel))
+        await self._settle(shard.probe, renew=True)
+        await self._confirm(shard.probe)
         if shard is self._all.shard:
             self._all.joined = self._all.joined and shard.up
             await self._settle(self._all, renew=True)
-        await self._settle(shard.probe, renew=True)
-        await self._confirm(shard.probe)
 
     async def _listen_anew(self, shard: Shard) -> None:
         """Give up a connection or a channel on which nothing arrives any more. The next probe makes another."""
@@ -426,7 +427,7 @@ class Link:
     def failed(self, action: str, error: BaseException, shard: Shard) -> None:
         """Take a shard for down, and look after it at once."""
         if shard.up or not shard.started.is_set():
-            logger.warning("event=layer_down action=%s shard=%d error=%r", action, shard.number, error)
+            logger.warning("event=layer_down action=%s shard=%d error=%s", action, shard.number, described(error))
         shard.up = False
         shard.probe_now.set()
 

@@ -99,6 +99,11 @@ def _message_of(error: BaseException) -> str:
     return escaped(str(error))
 
 
+def described(error: BaseException) -> str:
+    """Return an exception's kind and message in one line. A library's ``repr`` need not have the message."""
+    return escaped(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
+
+
 def escaped(text: str) -> str:
     """Return ``text`` in one line that can be written to a log: not too long, and nothing in it unprintable."""
     text = text if len(text) <= LONGEST_MESSAGE else f"{text[:LONGEST_MESSAGE]}..."

@@ -39,6 +39,7 @@ from .exceptions import LayerUnavailable
 from .hub import Hub, find_hub
 from .layers import bounded, configured_layer, count_members, is_local, shard_of
 from .link import PING_AGAIN, ping
+from .logs import described
 from .protocol import TOPIC_HEARTBEAT, CloseMessage
 from .sequences import Sequences
 
@@ -237,7 +238,7 @@ class _Inbox:
                 self._task.cancel()
             if not isinstance(error, Exception):
                 raise
-            raise LayerUnavailable(f"the channel layer failed: {error!r}") from error
+            raise LayerUnavailable(f"the channel layer failed: {described(error)}") from error
         return self
 
     async def _open(self) -> None:
@@ -330,7 +331,7 @@ async def _group_send(group: str, event: Envelope) -> None:
             raise LayerUnavailable(f"the channel layer did not take the event within {PUBLISH_TIMEOUT:g} s") from error
         except Exception as error:  # each layer raises its own kind
             turns.failures += 1
-            raise LayerUnavailable(f"the channel layer failed: {error!r}") from error
+            raise LayerUnavailable(f"the channel layer failed: {described(error)}") from error
 
 
 @lru_cache(maxsize=1)

@@ -26,6 +26,7 @@ from django.views.decorators.http import require_safe
 
 from .hub import Hub, get_hub
 from .layers import bounded
+from .logs import described
 from .models import ServerProcess
 from .protocol import TOPIC_HEARTBEAT
 from .threads import get_threads
@@ -175,7 +176,7 @@ class Check:
             await asyncio.wait([self._task], timeout=self._began + LONGEST_CHECK - now)
             if not self._task.done():
                 seconds = time.monotonic() - self._began
-                self._note_failure("TimeoutError", f"no answer within {LONGEST_CHECK:g} s")
+                self._note_failure(TimeoutError(f"no answer within {LONGEST_CHECK:g} s"))
                 return _part(f"no answer for {seconds:.0f} s", DEGRADED)
         return self._result
 
@@ -184,15 +185,16 @@ class Check:
             self._result = await self._look(hub)
         except Exception as error:  # noqa: BLE001 - each layer and each database raises its own kind
             self._result = _part(type(error).__name__, DEGRADED)  # its text may hold a password
-            self._note_failure(type(error).__name__, error)
+            self._note_failure(error)
         else:
             if self._noted:
                 logger.info("event=check_ok part=%s", self._name)
             self._noted.clear()
 
-    def _note_failure(self, kind: str, error: object) -> None:
+    def _note_failure(self, error: Exception) -> None:
+        kind = type(error).__name__
         if kind not in self._noted:
-            logger.warning("event=check_failed part=%s error=%r", self._name, error)
+            logger.warning("event=check_failed part=%s error=%s", self._name, described(error))
         self._noted.add(kind)
 
 

@@ -272,7 +272,7 @@ async def test_layer_that_fails_degrades(caplog: pytest.LogCaptureFixture) -> No
         assert answer["parts"]["layer"] == {"status": "degraded", "reason": "ConnectionError"}
     assert (await ready("?strict=1"))[0] == 503
     logged = [message for message in caplog.messages if "event=check_failed" in message]
-    assert logged == ["event=check_failed part=layer error=ConnectionError('the layer is down')"]
+    assert logged == ["event=check_failed part=layer error=ConnectionError: the layer is down"]
     the_layer().failing = False
     assert (await ready("?strict=1"))[0] == 200
     assert "event=check_ok part=layer" in caplog.messages
