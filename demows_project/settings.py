@@ -84,7 +84,7 @@ if REDIS_URL:
     CACHES = {
         "default": {
             "BACKEND": "django.core.cache.backends.redis.RedisCache",
-            "LOCATION": split_urls(REDIS_URL)[0],
+            "LOCATION": split_urls(REDIS_URL)[:1],  # in a list, or Django would split it at commas
             "OPTIONS": _cache_options,
         }
     }

@@ -71,7 +71,10 @@ class Child:
             with self._lock:
                 if self._stopping.is_set():
                     return
-                process = self._spawn()
+                try:
+                    process = self._spawn()
+                except OSError as error:  # the machine has no room for it now
+                    logger.error("event=not_restarted process=%s error=%r", self.name, error)
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:

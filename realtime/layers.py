@@ -17,6 +17,10 @@ T = TypeVar("T")
 
 SLICES = 10
 """Into how many waits a time limit is cut."""
+CHANNEL_TRIES = 5
+"""Tries to open a channel on a shard that is up."""
+CHANNEL_TIMEOUT = 0.3
+"""Seconds that each of them may take."""
 COUNT_TIMEOUT = 1.0
 """Seconds that counting a group's members may take."""
 
@@ -98,6 +102,20 @@ def shard_count(layer: Any) -> int:
     if hasattr(layer, "_get_group_channel_name"):
         return len(layer._shards)
     return int(getattr(layer, "ring_size", 1))
+
+
+async def new_channel(layer: Any, prefix: str) -> str:
+    """
+    Return a new channel. Raises whatever the layer raises.
+
+    Its name, and so the shard that it is on, is a matter of chance: where there are several, one may be down.
+    """
+    for _ in range(CHANNEL_TRIES if shard_count(layer) > 1 else 0):
+        try:
+            return str(await bounded(layer.new_channel(prefix), CHANNEL_TIMEOUT))
+        except Exception:  # noqa: BLE001 - each layer raises its own kind
+            continue
+    return str(await layer.new_channel(prefix))
 
 
 async def reconnect(layer: Any, shard: int) -> bool:

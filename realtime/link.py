@@ -27,7 +27,7 @@ from .events import (
     group_name,
 )
 from .exceptions import LayerUnavailable
-from .layers import bounded, is_local, reconnect, renewal_interval, shard_count, shard_of
+from .layers import bounded, is_local, new_channel, reconnect, renewal_interval, shard_count, shard_of
 from .logs import described
 from .sequences import Heard
 
@@ -388,7 +388,7 @@ class Link:
             await ping(self.layer, shard.probe.name)  # before the lock, which others wait for
         async with self._opening:
             if self.channel is None:
-                self.channel = await self.layer.new_channel(CHANNEL_PREFIX)
+                self.channel = await new_channel(self.layer, CHANNEL_PREFIX)
                 self._receiver = self.spawn(self._receive_for_ever(self.channel))
         await self._settle(shard.probe, renew=True)
         await self._confirm(shard.probe)
@@ -400,7 +400,11 @@ class Link:
         """Give up a connection or a channel on which nothing arrives any more. The next probe makes another."""
         logger.warning("event=deaf channel=%s shard=%d", self.channel, shard.number)
         shard.unheard = 0
-        if await reconnect(self.layer, shard.number):
+        try:
+            if await reconnect(self.layer, shard.number):
+                return
+        except Exception as error:  # noqa: BLE001 - it was no use any more
+            logger.debug("event=reconnect_failed shard=%d error=%r", shard.number, error)
             return
         channel, self.channel = self.channel, None
         if channel is None:  # another shard's task has given it up just now

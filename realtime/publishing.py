@@ -37,7 +37,7 @@ from .events import (
 )
 from .exceptions import LayerUnavailable
 from .hub import Hub, find_hub
-from .layers import bounded, configured_layer, count_members, is_local, shard_of
+from .layers import bounded, configured_layer, count_members, is_local, new_channel, shard_of
 from .link import PING_AGAIN, ping
 from .logs import described
 from .protocol import TOPIC_HEARTBEAT, CloseMessage
@@ -243,7 +243,7 @@ class _Inbox:
 
     async def _open(self) -> None:
         await ping(self._layer, ALL_GROUP)
-        self.channel = await self._layer.new_channel(CHANNEL_PREFIX)
+        self.channel = await new_channel(self._layer, CHANNEL_PREFIX)
         self._task = asyncio.create_task(self._receive())
         for wait in PING_AGAIN:  # as when the hub joins a group: what is sent too early is lost
             await self._layer.send(self.channel, PingEvent(nonce="").to_message())
@@ -317,11 +317,11 @@ async def _group_send(group: str, event: Envelope) -> None:
     layer = configured_layer()
     turns = _turns_on(shard_of(layer, group))
     failures = turns.failures
+    message = event.to_message()
+    if isinstance(event, PublicationEvent):
+        # Before its turn, which it may not live to see: whoever fails has a number too, so that subscribers are told.
+        message["publisher"], message["sequence"] = turns.sequences.number(event.topic)
     async with turns.lock:
-        message = event.to_message()
-        if isinstance(event, PublicationEvent):
-            # One that fails has a number too, so that subscribers are told of it.
-            message["publisher"], message["sequence"] = turns.sequences.number(event.topic)
         if turns.failures != failures:
             raise LayerUnavailable("the channel layer failed while this event waited for its turn")
         try:
@@ -393,8 +393,9 @@ class _BackgroundLoop:
     def loop(self) -> asyncio.AbstractEventLoop:
         with self._lock:
             if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                threading.Thread(target=self._loop.run_forever, name="realtime-publisher", daemon=True).start()
+                loop = asyncio.new_event_loop()
+                threading.Thread(target=loop.run_forever, name="realtime-publisher", daemon=True).start()
+                self._loop = loop
             return self._loop
 
 

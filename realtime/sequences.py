@@ -11,7 +11,7 @@ from collections import OrderedDict
 
 NUMBERED_TOPICS = 10_000
 """Topics that a publisher keeps numbers for: those that it published on last."""
-HEARD_PUBLISHERS = 1_000
+HEARD_PUBLISHERS = 200
 """Publishers of one topic that a hub keeps numbers for: those that it heard last."""
 
 
@@ -46,7 +46,8 @@ class Heard:
     __slots__ = ("_last",)
 
     def __init__(self) -> None:
-        self._last: OrderedDict[str, int] | None = None
+        self._last: OrderedDict[str, tuple[str, int]] | None = None
+        """By what a publisher's ids begin with, its newest id and number: one that begins anew takes its own place."""
 
     def missing(self, publisher: str, number: int) -> int:
         """
@@ -57,8 +58,11 @@ class Heard:
         """
         if self._last is None:
             self._last = OrderedDict()
-        last = self._last.pop(publisher, number - 1)
-        self._last[publisher] = max(last, number)
+        key = publisher.partition(".")[0]
+        known, last = self._last.pop(key, ("", 0))
+        if known != publisher:
+            last = number - 1
+        self._last[key] = publisher, max(last, number)
         if len(self._last) > HEARD_PUBLISHERS:
             self._last.popitem(last=False)
         return number - last - 1

@@ -14,6 +14,8 @@ from realtime.asyncapi import ERRORS, document
 from realtime.conf import Settings
 from realtime.protocol import CLOSE_CODES, ErrorCode, MessageType, client_reconnect, parse
 
+from .test_live_outage_table import OUTAGES
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -107,3 +109,9 @@ def test_requests_in_the_docs_are_requests(page: str) -> None:
     assert len(frames) >= 3
     for frame in frames:
         parse(frame)
+
+
+def test_table_of_outages_has_every_outage_on_both_layers_and_no_connection_lost() -> None:
+    table = rows("docs/scale.md", "## What outages cost")
+    assert [row[:2] for row in table] == [[layer, outage.name] for layer in ("pubsub", "core") for outage in OUTAGES]
+    assert {row[2] for row in table} == {"0"}

@@ -505,7 +505,7 @@ async def test_peer_that_answers_no_ping_is_given_up(kind: str, talks: bool) -> 
                     except OSError:
                         break
             await nobody_left(own, but=1)
-            await eventually(lambda: own.get("/leftovers/")["members"] == 1)  # the hub's own
+            await eventually(lambda: own.get("/leftovers/")["members"] == 2)  # the hub's own
             await other.echo()
 
 

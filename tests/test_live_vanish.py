@@ -63,7 +63,7 @@ async def test_peer_that_vanished_is_given_up(kind: str, away: Away, topic: str)
             await peer.frame()
             away.vanish()
             await nobody_left(own, but=1)  # though the socket is still open on the other side
-            await eventually(lambda: own.get("/leftovers/")["members"] == 1)  # the hub's own
+            await eventually(lambda: own.get("/leftovers/")["members"] == 2)  # the hub's own
             await asyncio.to_thread(own.wait_for_line, "event=disconnected connection=[0-9a-f-]{36} code=10")
             await other.echo()
         await own.assert_calm(0)

@@ -202,12 +202,23 @@ def test_publishers_that_are_kept_are_bounded() -> None:
     assert len(heard._last) == sequences_module.HEARD_PUBLISHERS
 
 
-def test_gap_of_each_of_a_thousand_publishers_is_seen() -> None:
+def test_gap_of_each_of_many_publishers_is_seen() -> None:
     heard = Heard()
-    publishers = [f"publisher {number}" for number in range(1000)]
+    publishers = [f"publisher {number}" for number in range(sequences_module.HEARD_PUBLISHERS)]
     for publisher in publishers:
         heard.missing(publisher, 1)
     assert {heard.missing(publisher, 3) for publisher in publishers} == {1}
+
+
+def test_publisher_that_begins_anew_again_and_again_takes_one_place() -> None:
+    sequences, heard = Sequences(), Heard()
+    for _ in range(100):
+        sequences._topics.clear()  # as if it had published on too many others
+        assert heard.missing(*sequences.number("news")) == 0
+    assert heard._last is not None
+    assert len(heard._last) == 1
+    sequences.number("news")
+    assert heard.missing(*sequences.number("news")) == 1
 
 
 def test_publisher_that_was_given_up_makes_no_gap_and_comes_not_too_late(few_publishers: None) -> None:
