@@ -13,8 +13,9 @@ import pytest
 from .live import SERVERS, Redis, Server, running
 from .postgres import Postgres
 
-# A runner in the background of a shell ignores SIGINT, and would hand that down to the servers.
+# A runner in the background of a shell ignores SIGINT, and under nohup SIGHUP, and would hand that down to the servers.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # How fast a machine is says nothing about the code.
 hypothesis.settings.register_profile(
