@@ -6,7 +6,7 @@ JOBS ?= 2
 .PHONY: serve test lint format bench soak outages clean
 
 serve: .venv/installed
-	DEBUG=$${DEBUG-1} $(BIN)/python manage.py serve $(ARGS)
+	DEBUG=$${DEBUG-1} exec $(BIN)/python manage.py serve $(ARGS)
 
 test: .venv/installed
 	$(BIN)/coverage erase
