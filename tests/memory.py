@@ -297,3 +297,21 @@ frames: st.SearchStrategy[str | bytes] = st.one_of(
     near_requests.map(lambda value: json.dumps(value).encode()),
 )
 """Anything a client might send, much of it nearly right."""
+
+
+async def toggle(hub: Hub, steps: list[tuple[str, int]]) -> None:
+    """Subscribe to a topic, or unsubscribe from it, one after the other; pause for some turns between."""
+    connection = local_connection(hub)
+    for topic, turns in steps:
+        if not hub.remove(connection, topic):
+            hub.add(connection, await hub.link.join(topic))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+
+
+async def assert_settled(hub: Hub) -> None:
+    """Wait until the hub is in the groups of its connections' topics, and in no other."""
+    wanted = {group_name(topic) for connection in hub.connections.values() for topic in connection.topics}
+    await until(lambda: joined_groups() == wanted and hub.link.up, timeout=5)
+    await until(lambda: all(group.joined for group in hub.link.groups.values()), timeout=5)
+    await until(lambda: {group.name for group in hub.link.groups.values()} == wanted, timeout=5)

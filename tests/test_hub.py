@@ -40,6 +40,7 @@ from .memory import (
     Layer,
     ListWire,
     RemoteLayer,
+    assert_settled,
     clean_process,  # noqa: F401
     joined_groups,
     local_connection,
@@ -47,6 +48,7 @@ from .memory import (
     started_hub,
     subscribed,
     the_layer,
+    toggle,
     until,
     use_layer,
 )
@@ -583,16 +585,6 @@ class SlowLayer(Layer):
         await super()._go_through(method, name)
 
 
-async def _toggle(hub: Hub, steps: list[tuple[str, int]]) -> None:
-    """Subscribe to a topic, or unsubscribe from it, one after the other; pause for some turns between."""
-    connection = local_connection(hub)
-    for topic, turns in steps:
-        if not hub.remove(connection, topic):
-            hub.add(connection, await hub.link.join(topic))
-        for _ in range(turns):
-            await asyncio.sleep(0)
-
-
 scripts = st.lists(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 4)), max_size=8), max_size=6)
 
 
@@ -601,11 +593,11 @@ scripts = st.lists(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 4))
 async def test_membership_ends_as_wanted_however_subscribers_interleave(scripts: Any, seed: int) -> None:
     use_layer(SlowLayer(seed))
     hub = await started_hub()
-    await asyncio.gather(*(_toggle(hub, script) for script in scripts))
-    await _assert_settled(hub)
+    await asyncio.gather(*(toggle(hub, script) for script in scripts))
+    await assert_settled(hub)
     for connection in list(hub.connections.values()):
         hub.disconnected(connection)
-    await _assert_settled(hub)
+    await assert_settled(hub)
     assert hub.link.groups == {}
     await hub.stop()
 
@@ -628,21 +620,14 @@ async def test_membership_ends_as_wanted_on_a_layer_that_comes_and_goes(
                     await asyncio.sleep(0)
             layer.failing = False
 
-        await asyncio.gather(come_and_go(), *(_toggle(hub, script) for script in scripts))
+        await asyncio.gather(come_and_go(), *(toggle(hub, script) for script in scripts))
         await until(lambda: hub.link.up)
-        await _assert_settled(hub)
+        await assert_settled(hub)
         for connection in list(hub.connections.values()):
             hub.disconnected(connection)
-        await _assert_settled(hub)
+        await assert_settled(hub)
         assert hub.link.groups == {}
         await hub.stop()
-
-
-async def _assert_settled(hub: Hub) -> None:
-    wanted = {group_name(topic) for connection in hub.connections.values() for topic in connection.topics}
-    await until(lambda: joined_groups() == wanted and hub.link.up, timeout=5)
-    await until(lambda: all(group.joined for group in hub.link.groups.values()), timeout=5)
-    await until(lambda: {group.name for group in hub.link.groups.values()} == wanted, timeout=5)
 
 
 # A layer in trouble

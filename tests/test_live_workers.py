@@ -108,19 +108,24 @@ async def numbers(client: Client, count: int) -> list[int]:
     return [data["number"] for data in await client.publications(count)]
 
 
+async def assert_publications_reach_all(workers: Workers, count: int) -> None:
+    """Publish so many numbers, and assert that a client on each worker gets each once and in order."""
+    async with on_each(workers, workers.pids) as clients:
+        for client in clients.values():
+            await client.subscribe("news")
+        await workers.publish(count)
+        for client in clients.values():
+            assert await numbers(client, count) == list(range(count))
+            await client.echo()
+
+
 # What workers share
 
 
 async def test_publication_reaches_clients_of_four_workers_once(site: Site, redis: Redis) -> None:
     workers = await start(site, 4, REDIS_URL=redis.url)
     assert len(workers.pids) == 4
-    async with on_each(workers, workers.pids) as clients:
-        for client in clients.values():
-            await client.subscribe("news")
-        await workers.publish(20)
-        for client in clients.values():
-            assert await numbers(client, 20) == list(range(20))
-            await client.echo()
+    await assert_publications_reach_all(workers, 20)
 
 
 async def test_beat_reaches_clients_of_four_workers_once(site: Site, redis: Redis) -> None:
@@ -287,13 +292,7 @@ async def test_terminal_that_goes_away_stops_serve(site: Site) -> None:
 
 async def test_publication_crosses_workers_on_an_embedded_redis(site: Site) -> None:
     workers = await start(site, 2)
-    async with on_each(workers, workers.pids) as clients:
-        for client in clients.values():
-            await client.subscribe("news")
-        await workers.publish(5)
-        for client in clients.values():
-            assert await numbers(client, 5) == list(range(5))
-            await client.echo()
+    await assert_publications_reach_all(workers, 5)
 
 
 async def test_embedded_redis_is_for_this_user_only(site: Site) -> None:

@@ -32,6 +32,7 @@ from .memory import (
     TIMEOUT,
     Layer,
     RemoteLayer,
+    assert_settled,
     clean_process,  # noqa: F401
     joined_groups,
     local_connection,
@@ -39,6 +40,7 @@ from .memory import (
     started_hub,
     subscribed,
     the_layer,
+    toggle,
     until,
     use_layer,
 )
@@ -565,16 +567,6 @@ async def test_shard_that_is_joined_from_another_channel_for_the_others_sake_is_
 # Shards that come and go
 
 
-async def _toggle(hub: Hub, steps: list[tuple[str, int]]) -> None:
-    """Subscribe to a topic, or unsubscribe from it, one after the other; pause for some turns between."""
-    connection = local_connection(hub)
-    for topic, turns in steps:
-        if not hub.remove(connection, topic):
-            hub.add(connection, await hub.link.join(topic))
-        for _ in range(turns):
-            await asyncio.sleep(0)
-
-
 scripts = st.lists(st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(0, 4)), max_size=8), max_size=5)
 outages = st.lists(st.tuples(st.sampled_from(SHARDS), st.integers(1, 20)), max_size=8)
 
@@ -596,21 +588,14 @@ async def test_membership_ends_as_wanted_on_shards_that_come_and_go(make: Any, s
                     await asyncio.sleep(0)
             layer.down.clear()
 
-        await asyncio.gather(come_and_go(), *(_toggle(hub, script) for script in scripts))
-        await _assert_settled(hub)
+        await asyncio.gather(come_and_go(), *(toggle(hub, script) for script in scripts))
+        await assert_settled(hub)
         for connection in list(hub.connections.values()):
             hub.disconnected(connection)
-        await _assert_settled(hub)
+        await assert_settled(hub)
         assert hub.link.groups == {}
         await hub.stop()
         assert layer.groups == {}
-
-
-async def _assert_settled(hub: Hub) -> None:
-    wanted = {group_name(topic) for connection in hub.connections.values() for topic in connection.topics}
-    await until(lambda: joined_groups() == wanted and hub.link.up, timeout=5)
-    await until(lambda: all(group.joined for group in hub.link.groups.values()), timeout=5)
-    await until(lambda: {group.name for group in hub.link.groups.values()} == wanted, timeout=5)
 
 
 # On which shard what is
