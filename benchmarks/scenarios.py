@@ -160,6 +160,7 @@ class Fanout(Load):
     """Publish to subscribers of one topic; the next broadcast begins when the last has reached everybody."""
 
     unit, plural = "delivery", "deliveries"
+    sites = ("realtime", "plain", "unobserved", "traced")
     connections_by_default = 2000
     expected = b'"publication"'
 
@@ -191,6 +192,7 @@ class Echo(Load):
     """Send an echo request on each connection; the next goes out when the answer to the last is in."""
 
     unit, plural = "echo", "echoes"
+    sites = ("realtime", "plain", "unobserved", "traced")
     connections_by_default = 50
     expected = b"Hello"
 

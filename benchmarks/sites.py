@@ -15,9 +15,13 @@ class Site(NamedTuple):
     subscribe: bool = True
 
 
+REALTIME = "benchmarks.realtime_site:application"
+UNSAMPLED = {"BENCHMARK_TELEMETRY": "unsampled"}
 SITES = {
-    "realtime": Site("benchmarks.realtime_site:application", {}),
-    "unregistered": Site("benchmarks.realtime_site:application", {"REALTIME_CONNECTION_REGISTRY": "0"}),
+    "realtime": Site(REALTIME, UNSAMPLED),
+    "unobserved": Site(REALTIME, {}),
+    "traced": Site(REALTIME, {"BENCHMARK_TELEMETRY": "traced"}),
+    "unregistered": Site(REALTIME, {**UNSAMPLED, "REALTIME_CONNECTION_REGISTRY": "0"}),
     "plain": Site("benchmarks.plain_site:application", {}, subscribe=False),
 }
 

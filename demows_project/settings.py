@@ -1,9 +1,11 @@
 """The demo's settings. What differs from machine to machine is read from the environment."""
 
 import json
+import logging
 from pathlib import Path
 
 import environ
+from django.core.exceptions import ImproperlyConfigured
 
 from .secret_key import secret_key
 
@@ -100,15 +102,27 @@ STATICFILES_DIRS = [("docs", BASE_DIR / "docs")]  # the page links to them
 WHITENOISE_USE_FINDERS = True  # plain Daphne serves no static files, and nothing is collected for a demo
 WHITENOISE_MIMETYPES = {".md": "text/plain"}
 
+LOG_FORMAT = env.str("LOG_FORMAT", default="") or "line"
+LOG_FORMATTERS = {"line": "realtime.logs.LineFormatter", "json": "realtime.logs.JsonFormatter"}
+if LOG_FORMAT not in LOG_FORMATTERS:
+    raise ImproperlyConfigured(f"LOG_FORMAT is {LOG_FORMAT!r}: set it to {' or '.join(LOG_FORMATTERS)}")
+_server_loggers: dict[str, object] = {}
+if LOG_FORMAT == "json":
+    # uvicorn has given its loggers handlers of their own, and Python writes warnings past all of them.
+    _server_loggers = {name: {"handlers": [], "propagate": True} for name in ("uvicorn", "uvicorn.access")}
+    logging.captureWarnings(True)
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
-    "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s %(message)s"}},
-    "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "formatters": {name: {"()": formatter} for name, formatter in LOG_FORMATTERS.items()},
+    "handlers": {"console": {"class": "logging.StreamHandler", "formatter": LOG_FORMAT}},
     "root": {"handlers": ["console"], "level": "INFO"},
     "loggers": {
         "django": {"handlers": [], "propagate": True},
         # While Redis is down this one logs a traceback every second; the hub says once that it is down.
         "channels_redis.pubsub": {"level": "CRITICAL"},
+        # And this one a warning a second while the collector is down.
+        "opentelemetry.exporter.otlp": {"level": "ERROR"},
+        **_server_loggers,
     },
 }

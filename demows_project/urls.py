@@ -9,3 +9,9 @@ urlpatterns = [
     path("", include("realtime.urls")),
     path("admin/", admin.site.urls),
 ]
+try:
+    from realtime.prometheus import metrics
+except ImportError:  # its extra is not installed
+    pass
+else:
+    urlpatterns.append(path("metrics", metrics))

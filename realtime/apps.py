@@ -17,6 +17,7 @@ class RealtimeConfig(AppConfig):
         from . import (
             checks,  # noqa: F401
             handshake,
+            metrics,
             registry,
             sessions,
         )
@@ -26,4 +27,5 @@ class RealtimeConfig(AppConfig):
         handshake.install()
         sessions.connect_signals()
         registry.install()
+        metrics.install()
         autodiscover_modules("topics")

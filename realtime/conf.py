@@ -9,11 +9,30 @@ from typing import Annotated, Any
 from django.conf import settings as django_settings
 from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
-from pydantic import BaseModel, ConfigDict, Field, ImportString, ValidationError
+from django.utils.module_loading import import_string
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ImportString, ValidationError
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 PerSecond = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Limit = Annotated[int, Field(ge=1)]
+
+
+def provider_of(method: str) -> BeforeValidator:
+    """Take an object with ``method``, a dotted path to one, or a function that returns one; or None."""
+
+    def provider(value: Any) -> Any:
+        if isinstance(value, str):
+            try:
+                value = import_string(value)
+            except ImportError as error:
+                raise ValueError(str(error)) from None
+        if value is not None and not hasattr(value, method) and callable(value):
+            value = value()
+        if value is not None and not hasattr(value, method):
+            raise ValueError(f"a provider has a method {method}()")
+        return value
+
+    return BeforeValidator(provider)
 
 
 class Settings(BaseModel):
@@ -69,6 +88,12 @@ class Settings(BaseModel):
     """Seconds over which clients are closed with 1001 when the server is told to stop."""
     DRAIN_TIMEOUT: Seconds = 5.0
     """Seconds that clients then have to leave; those still there after that are dropped."""
+    TRACER_PROVIDER: Annotated[Any, provider_of("get_tracer")] = None
+    """OpenTelemetry's tracer provider, a dotted path to it, or a function that returns it; None for the global one."""
+    METER_PROVIDER: Annotated[Any, provider_of("get_meter")] = None
+    """OpenTelemetry's meter provider, a dotted path to it, or a function that returns it; None for the global one."""
+    TRUST_CLIENT_TRACEPARENT: bool = False
+    """Whether a client's `traceparent` is taken for the parent of what it asks for; else spans only link to it."""
 
 
 def get_settings() -> Settings:

@@ -129,8 +129,8 @@ class Connection:
                 self.wire.write(frame)
             else:
                 self._write_watched(frame)
-        except Exception:
-            logger.exception("event=write_failed connection=%s", self.id)
+        except Exception as error:  # noqa: BLE001 - a wire does not raise, and one that does is logged
+            complain(logger, logging.ERROR, "event=write_failed", "connection=%s", self.id, error=error)
             self.abort()
 
     def write_latest(self, topic: str, frame: bytes) -> None:
@@ -174,8 +174,8 @@ class Connection:
             self.closed_with = code
         try:
             self.wire.close(code, reason)
-        except Exception:
-            logger.exception("event=close_failed connection=%s", self.id)
+        except Exception as error:  # noqa: BLE001 - a wire does not raise, and one that does is logged
+            complain(logger, logging.ERROR, "event=close_failed", "connection=%s", self.id, error=error)
             self.abort()
 
     def close_slow(self, why: str) -> None:
@@ -197,8 +197,8 @@ class Connection:
             self.closed_with = int(CloseCode.INTERRUPTED)
         try:
             self.wire.abort()
-        except Exception:
-            logger.exception("event=abort_failed connection=%s", self.id)
+        except Exception as error:  # noqa: BLE001 - a wire does not raise, and one that does is logged
+            complain(logger, logging.ERROR, "event=abort_failed", "connection=%s", self.id, error=error)
 
     def forget(self, topic: str) -> None:
         """Send nothing of ``topic`` that still waits."""
@@ -268,8 +268,8 @@ class Connection:
         try:
             if not self.wire.closed:
                 self._look_after(now)
-        except Exception:
-            logger.exception("event=look_failed connection=%s", self.id)
+        except Exception as error:  # noqa: BLE001 - a wire does not raise, and one that does is logged
+            complain(logger, logging.ERROR, "event=look_failed", "connection=%s", self.id, error=error)
             self.abort()
 
     def _look_after(self, now: float) -> None:

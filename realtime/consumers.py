@@ -17,9 +17,9 @@ from .exceptions import RequestError, RequestRefused
 from .handlers import Caller, handlers
 from .handshake import Identity, identify, origin_allowed, peer_of, user_id_of
 from .hub import get_hub
-from .limits import DRAINING, Count, Refusal, address_of
+from .limits import DRAINING, Count, Refusal, address_of, cause_of
 from .link import JOIN_TIMEOUT, Group
-from .logs import complain
+from .logs import LogContext, complain, log_context
 from .protocol import (
     SUBPROTOCOL,
     TOPIC_HEARTBEAT,
@@ -50,6 +50,8 @@ from .protocol import (
     response_type,
 )
 from .servers import LINGER, binary_frame, deny, greet, prepare, text_frame, wire_for
+from .spans import Outcome, Spans
+from .telemetry import Key
 from .topics import Topic, find_topic, match_topic
 
 logger = logging.getLogger("realtime.consumers")
@@ -61,6 +63,9 @@ CROWDED_INTERVAL = 0.02
 """Seconds between two looks at whether a client has read enough of its answers to get more."""
 LONGEST_PAUSE = 1.0
 """Seconds between two looks at whether a client that has to wait is still there."""
+
+SERVERS_OWN = (1002, CloseCode.INVALID_PAYLOAD, CloseCode.MESSAGE_TOO_BIG)
+"""Codes that the server software closes with by itself; clients hardly ever send them."""
 
 RESPONSES: dict[type[Message], Callable[..., Response]] = {
     EchoRequest: EchoResponse,
@@ -102,6 +107,9 @@ class RealtimeConsumer(AsyncJsonWebsocketConsumer):
         self._identity = Identity()
         self._address = address_of(scope, self.hub.settings.TRUSTED_HOPS)
         self._user = ""
+        self._outcome = Outcome()
+        trust = self.hub.settings.TRUST_CLIENT_TRACEPARENT
+        self._spans = Spans(self.hub.tracing, self._outcome, trust_client=trust)
         greet(scope, receive)
         try:
             prepare(scope, receive, self.hub.settings.MAX_MESSAGE_SIZE)
@@ -113,7 +121,10 @@ class RealtimeConsumer(AsyncJsonWebsocketConsumer):
             logger.debug("event=client_gone connection=%s error=%r", self.id, error)
         except Exception as error:  # noqa: BLE001 - a subclass is the site's own code
             complain(logger, logging.ERROR, "event=connection_failed", "connection=%s", self.id, error=error)
+            self._spans.end({}, error)
             await self._fail()
+        finally:
+            self._spans.end({})
 
     @property
     def id(self) -> str:
@@ -140,45 +151,68 @@ class RealtimeConsumer(AsyncJsonWebsocketConsumer):
             self.hub.door.leave(self._address, self._user)
 
     async def _serve(self, message: Any, receive: Any) -> None:
-        if not origin_allowed(self.scope):
-            self.hub.counts[Count.REFUSED_ORIGIN] += 1
-            complain(logger, logging.WARNING, "event=refused reason=origin", "path=%.200r", self.scope["path"])
-            await self.close()
+        await self._spans.begin(self.scope, self._address)
+        with self._spans.letting_in():
+            admitted = await self._admit()
+        if not admitted:
             return
+        code: int = CloseCode.INTERRUPTED
+        failed = False
+        try:
+            with self._spans.letting_in():
+                await self._let_in(message)
+            self._spans.end({})
+            if self.connection is not None:
+                code = await self._receive_frames(receive)
+        except Exception as error:
+            failed = not isinstance(error, OSError)  # else the client has gone
+            raise
+        finally:
+            if (connection := self.connection) is not None:
+                ours = failed or connection.closed_with is not None or code in SERVERS_OWN
+                code = connection.closed_with or code
+                if code == CloseCode.MESSAGE_TOO_BIG:
+                    self.hub.counts[Count.TOO_BIG] += 1
+                self.hub.stats.closed(CloseCode.INTERNAL_ERROR if failed else code, "server" if ours else "client")
+                self.hub.disconnected(connection)
+                if connection.wire.buffered:  # else the server would wait for ever for a client that does not read
+                    self.hub.loop.call_later(LINGER, connection.abort)
+                logger.info("event=disconnected connection=%s code=%d seconds=%d", self.id, code, connection.uptime)
+            await self.disconnect(code)
+
+    async def _admit(self) -> bool:
+        """Find out who connects. Return whether the page and the user may, or refuse them."""
+        if not origin_allowed(self.scope):
+            self._note_refusal(Count.REFUSED_ORIGIN, logging.WARNING)
+            await self.close()
+            return False
         self._identity = await identify(self.scope)
         if not self._identity.known:
             self.hub.counts[Count.UNIDENTIFIED] += 1
         key = user_id_of(self.scope["user"])
         if (refusal := self.hub.door.enter_as(key)) is not None:
             await self._refuse(refusal)
-            return
+            return False
         self._user = key
-        code: int = CloseCode.INTERRUPTED
-        try:
-            if self._identity.refused:  # a browser's page is told nothing of a handshake that is refused
-                self.hub.counts[Count.REFUSED_TOKEN] += 1
-                complain(logger, logging.INFO, "event=refused reason=token", "path=%.200r", self.scope["path"])
-                await self.accept(self._subprotocol())
-                await self.close(CloseCode.POLICY_VIOLATION, "token refused")
-            else:
-                await self.websocket_connect(message)
-            if self.connection is not None:
-                code = await self._receive_frames(receive)
-        finally:
-            if (connection := self.connection) is not None:
-                code = connection.closed_with or code
-                if code == CloseCode.MESSAGE_TOO_BIG:
-                    self.hub.counts[Count.TOO_BIG] += 1
-                self.hub.disconnected(connection)
-                if connection.wire.buffered:  # else the server would wait for ever for a client that does not read
-                    self.hub.loop.call_later(LINGER, connection.abort)
-                logger.info("event=disconnected connection=%s code=%s seconds=%d", self.id, code, connection.uptime)
-            await self.disconnect(code)
+        return True
+
+    async def _let_in(self, message: Any) -> None:
+        if self._identity.refused:  # a browser's page is told nothing of a handshake that is refused
+            self._note_refusal(Count.REFUSED_TOKEN, logging.INFO)
+            await self.accept(self._subprotocol())
+            await self.close(CloseCode.POLICY_VIOLATION, "token refused")
+        else:
+            await self.websocket_connect(message)
+
+    def _note_refusal(self, count: Count, level: int) -> None:
+        cause = cause_of(count)
+        self.hub.counts[count] += 1
+        complain(logger, level, f"event=refused reason={cause}", "path=%.200r", self.scope["path"])
+        self._spans.end({Key.REFUSAL: cause})
 
     async def _refuse(self, refusal: Refusal) -> None:
         """Refuse the handshake as ``refusal`` says, or accept and close with 1013 where the server cannot."""
-        self.hub.counts[refusal.counted_as] += 1
-        complain(logger, logging.WARNING, f"event=refused reason={refusal.cause}", "path=%.200r", self.scope["path"])
+        self._note_refusal(refusal.counted_as, logging.WARNING)
         if not await deny(self.scope, self.base_send, refusal.status, refusal.retry_after):
             await AsyncConsumer.send(self, {"type": "websocket.accept", "subprotocol": self._subprotocol()})
             code = CloseCode.TRY_AGAIN_LATER
@@ -213,10 +247,13 @@ class RealtimeConsumer(AsyncJsonWebsocketConsumer):
         self.hub.counts[Count.RATE_LIMITED] += 1
         complain(logger, logging.WARNING, "event=rate_limited", "connection=%s", connection.id)
         frame = message.get("text")
+        kind: type[Any] = type(None)
         try:
-            req_id = parse(frame if frame is not None else message.get("bytes") or "").req_id
+            request = parse(frame if frame is not None else message.get("bytes") or "")
+            kind, req_id = type(request), request.req_id
         except RequestError as error:
             req_id = error.req_id
+        self.hub.stats.requests[kind].refuse(ErrorCode.RATE_LIMITED.value)
         settings = self.hub.settings
         text = f"at most {settings.RATE_LIMIT:g} requests a second, and {settings.RATE_BURST} at once"
         await self.send_json(ErrorMessage(message=text, code=ErrorCode.RATE_LIMITED, req_id=req_id))
@@ -257,18 +294,32 @@ class RealtimeConsumer(AsyncJsonWebsocketConsumer):
         peer = peer_of(self.scope, self._identity, self._address)
         self.connection = Connection(wire, peer, self.hub.settings, self.hub.counts)
         self.connection.task = asyncio.current_task()
+        self._spans.accept(self.id, subprotocol)
+        span = self._spans.accepted
+        ids = () if span is None else (f"{span.trace_id:032x}", f"{span.span_id:016x}")
+        log_context.set(LogContext(self.id, *ids))
         self.hub.connected(self.connection, since=self._began)
         logger.debug("event=connected connection=%s path=%r", self.id, self.scope.get("path"))
 
     async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None, **_: Any) -> None:
         """Parse a frame, text or binary, and handle the request in it; answer with an error if there is none."""
         frame = text_data if text_data is not None else bytes_data
+        began = time.perf_counter()
+        self._outcome.begin()
+        request = None
         try:
             request = parse(frame if frame is not None else "")
         except RequestError as error:
+            self._outcome.code = error.code
             await self.send_json(ErrorMessage(message=error.message, code=ErrorCode(error.code), req_id=error.req_id))
-            return
-        await self.receive_json(request)
+            if self._spans.accepted is not None:
+                self._spans.note_invalid(frame)
+        else:
+            if self._spans.accepted is None:
+                await self.receive_json(request)
+            else:
+                await self._spans.handle(request, frame, self.receive_json)
+        self.hub.stats.requests[type(request)].add(self._outcome.code, time.perf_counter() - began)
 
     async def receive_json(self, request: AnyRequest | SiteRequest, **_: Any) -> None:
         """Handle one request and answer it; one whose handler raises is answered ``INTERNAL_ERROR``."""
@@ -288,6 +339,7 @@ class RealtimeConsumer(AsyncJsonWebsocketConsumer):
             if task is None or task.cancelling():  # else the site's code awaited something that was cancelled
                 raise
             self.hub.counts[Count.HANDLER_FAULTS] += 1
+            self._outcome.fault = error
             topic = find_topic(request.topic) if isinstance(request, SubscribeRequest) else None
             what = f"request={request.type} topic={repr(topic.name) if topic is not None else '-'}"
             kind = f"event=handler_failed {what} error={type(error).__name__}"
@@ -348,6 +400,7 @@ class RealtimeConsumer(AsyncJsonWebsocketConsumer):
         else:
             group = await self.hub.link.join(name)
             group.latest, group.report_gaps = topic.latest, topic.report_gaps
+            group.flow = self.hub.stats.flow(topic.name)
             first = await self._first(topic, parameters, group)
             # No await from here on: nothing may be delivered before the answer, and nothing missed after it.
             self._answer(SubscribeResponse(req_id=request.req_id, data=SubscribeResponseData(topic=name)))
@@ -408,6 +461,7 @@ class RealtimeConsumer(AsyncJsonWebsocketConsumer):
         self._write(text_frame(encode(response)))
 
     def _answer_error(self, request: AnyRequest | SiteRequest, code: str, message: str) -> None:
+        self._outcome.code = code
         error = ErrorMessageData(message=message, code=code)
         if isinstance(request, SiteRequest):
             kind = response_type(request.type)

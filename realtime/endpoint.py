@@ -19,6 +19,7 @@ from django.views.decorators.http import require_POST
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from .exceptions import LayerUnavailable
+from .logs import complain
 from .models import PublishKey
 from .publishing import publish_payload
 from .topics import match_topic
@@ -71,15 +72,15 @@ def publish(request: HttpRequest) -> HttpResponse:
         key = _key(request)
         items = _items(request)
         payloads = [_payload(key, item, index) for index, item in enumerate(items)]
-        for number, (topic, payload) in enumerate(payloads):
-            _send(topic, payload, number)
+        for number, (topic, payload, pattern) in enumerate(payloads):
+            _send(topic, payload, pattern, number)
     except Refused as refusal:
         response = JsonResponse({"error": refusal.error}, status=refusal.status)
         if refusal.status == 401:
             response["WWW-Authenticate"] = "Bearer"
         vars(response)["_has_been_logged"] = True  # Django would log the client's mistakes, and mail each 503
         return response
-    logger.info("event=published_over_http key=%.100r publications=%d", key.name, len(payloads))
+    logger.debug("event=published_over_http key=%.100r publications=%d", key.name, len(payloads))
     return JsonResponse({"published": len(payloads)})
 
 
@@ -90,7 +91,7 @@ def _key(request: HttpRequest) -> PublishKey:
     try:
         key = PublishKey.find(text.strip())
     except (DatabaseError, ImproperlyConfigured) as error:
-        logger.error("event=publish_key_unreadable error=%r", error)
+        complain(logger, logging.ERROR, "event=publish_key_unreadable", "error=%r", error)
         raise Refused(503, "DATABASE_UNAVAILABLE", "the key cannot be read at the moment") from None
     if key is None:
         raise Refused(401, "KEY_UNKNOWN", "the key is unknown, or was revoked")
@@ -117,15 +118,15 @@ def _explain_body(body: bytes, error: ValidationError) -> str:
     return "; ".join(f"{'.'.join(map(str, d['loc'][1:])) or 'body'}: {d['msg'].lower()}" for d in mine[:5])
 
 
-def _payload(key: PublishKey, item: Item, index: int) -> tuple[str, str]:
-    """Return the topic's name and the data as JSON, once both are known to be good."""
+def _payload(key: PublishKey, item: Item, index: int) -> tuple[str, str, str]:
+    """Return the topic's name, the data as JSON, and the topic's pattern, once all is known to be good."""
     if not key.allows(item.topic):
         raise Refused(403, "TOPIC_FORBIDDEN", f"this key may not publish on {item.topic[:255]!r}", index)
     found = match_topic(item.topic)
     if found is None:
         raise Refused(404, "TOPIC_NOT_FOUND", f"no topic {item.topic[:255]!r} is declared", index)
     try:
-        return item.topic, found[0].encode(item.data)
+        return item.topic, found[0].encode(item.data), found[0].name
     except ValidationError as error:
         problems = (f"{'.'.join(map(str, d['loc'])) or 'data'}: {d['msg'].lower()}" for d in error.errors()[:5])
         raise Refused(400, "BAD_DATA", "; ".join(problems), index) from None
@@ -133,8 +134,8 @@ def _payload(key: PublishKey, item: Item, index: int) -> tuple[str, str]:
         raise Refused(400, "BAD_DATA", str(error), index) from None
 
 
-def _send(topic: str, payload: str, index: int) -> None:
+def _send(topic: str, payload: str, pattern: str, index: int) -> None:
     try:
-        publish_payload(topic, payload)
+        publish_payload(topic, payload, pattern)
     except LayerUnavailable as error:
         raise Refused(503, "LAYER_UNAVAILABLE", f"{error}; {index} were published before", index) from None

@@ -44,7 +44,17 @@ class Envelope(BaseModel):
         return {"type": CHANNELS_TYPE, **self.model_dump(exclude_none=True)}
 
 
-class PublicationEvent(Envelope):
+class TracedEnvelope(Envelope):
+    """
+    Be the base of events that are followed from one process to another.
+
+    ``traceparent`` is the sender's span as W3C's Trace Context writes it; there is none where that is not recorded.
+    """
+
+    traceparent: str | None = None
+
+
+class PublicationEvent(TracedEnvelope):
     """
     Carry a publication; ``payload`` is JSON already, ``sent_at`` in seconds since the epoch.
 
@@ -59,7 +69,7 @@ class PublicationEvent(Envelope):
     sequence: int = 0
 
 
-class BeatEvent(Envelope):
+class BeatEvent(TracedEnvelope):
     """Carry a heartbeat of the wall-clock slot that begins at ``slot`` (seconds since the epoch)."""
 
     kind: Literal["beat"] = "beat"
@@ -67,7 +77,7 @@ class BeatEvent(Envelope):
     sent_at: float
 
 
-class CloseEvent(Envelope):
+class CloseEvent(TracedEnvelope):
     """
     Ask every hub to close connections.
 

@@ -15,12 +15,13 @@ import os
 import socket
 import time
 import uuid
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import Context
 from typing import Any, Protocol
 
-from . import servers
+from . import servers, telemetry
 from .conf import Settings, get_settings
 from .connection import Connection, Peer
 from .events import (
@@ -41,6 +42,7 @@ from .logs import complain, escaped, tell_repetitions
 from .protocol import TOPIC_HEARTBEAT, CloseCode, Gap, encode, encode_heartbeat, encode_publication
 from .servers import text_frame
 from .servers.signals import before_stop
+from .telemetry import Attributes, Key, LoopLag, Name, SpanKind, Stats, get_tracing, message_attributes
 
 __all__ = ["Connection", "Hub", "Peer", "find_hub", "get_hub", "observers"]
 
@@ -107,7 +109,9 @@ class Hub:
         self.name = f"{socket.gethostname()}:{os.getpid()}"
         self.draining = False
         """Whether the server was told to stop: nobody is let in any more."""
-        self.counts: Counts = Counter()
+        self.stats = Stats()
+        self.counts: Counts = self.stats.counts
+        self.tracing = get_tracing(settings.TRACER_PROVIDER)
         self.door = Door(settings)
         self.connections: dict[str, Connection] = {}
         self.loop = asyncio.get_running_loop()
@@ -124,6 +128,8 @@ class Hub:
         self.aborted = False
         """Whether everybody was dropped, so that the server can stop."""
         self._forget_signals: Callable[[], None] = lambda: None
+        self.lag: LoopLag | None = None
+        """By how much the event loop is late."""
         self._newest_slot = 0.0
         self._beat_timer: asyncio.TimerHandle | None = None
 
@@ -132,6 +138,7 @@ class Hub:
     def start(self) -> None:
         """Begin to deliver. The layer need not be there yet."""
         servers.stop_hooks.append(self.stop)
+        self.lag = LoopLag(self.loop)
         self._forget_signals = before_stop(self.loop, self.drain, self.abort_all)
         self.observers = [observer for make in observers if (observer := make(self)) is not None]
         most = self.settings.MAX_CONNECTIONS
@@ -192,9 +199,12 @@ class Hub:
             await self.drain()
         if self._beat_timer is not None:
             self._beat_timer.cancel()
+        if self.lag is not None:
+            self.lag.stop()
         if self.stop in servers.stop_hooks:
             servers.stop_hooks.remove(self.stop)
         await asyncio.gather(self.link.stop(), *(observer.stop() for observer in self.observers))
+        await telemetry.worker.finish()
 
     async def _look_after_connections(self) -> None:
         while True:
@@ -203,12 +213,17 @@ class Hub:
             self._look_for_beats()
             self._still_leaving()
             everybody = list(self.connections.values())
+            outbox = congested = 0
             while everybody:
                 now = time.monotonic()
                 for connection in everybody[-CONNECTIONS_A_TURN:]:
                     connection.look_after(now)
+                    if (backlog := connection.backlog) is not None:
+                        outbox += backlog.buffered + backlog.latest_size
+                        congested += backlog.congested
                 del everybody[-CONNECTIONS_A_TURN:], connection  # or else the last one would be kept alive
                 await asyncio.sleep(0)
+            self.stats.outbox, self.stats.congested = outbox, congested
 
     # Connections and their topics
 
@@ -219,6 +234,7 @@ class Hub:
         It is closed at once when the hub has been stopped meanwhile, or when its session or its user was to be closed.
         """
         self.connections[connection.id] = connection
+        self.stats.accepted += 1
         for observer in self.observers:
             observer.connected(connection)
         if self.draining:
@@ -249,6 +265,7 @@ class Hub:
             group.since = time.monotonic()
         group.subscribers[connection] = None
         connection.topics[group.topic] = group
+        group.flow.subscriptions += 1
         if self.link.local and group.topic == TOPIC_HEARTBEAT and self._beat_timer is None:
             self._schedule_beat()
         for observer in self.observers:
@@ -276,6 +293,7 @@ class Hub:
         if group is None:
             return False
         del group.subscribers[connection]
+        group.flow.subscriptions -= 1
         connection.forget(topic)
         self.link.leave_if_unwanted(group)
         return True
@@ -308,6 +326,7 @@ class Hub:
             return
         if event.publisher and not self._notice_gap(group, event):
             return
+        began = 0 if event.traceparent is None else time.time_ns()
         group.last = event.sent_at
         frame = text_frame(encode_publication(event.topic, event.payload, event.sent_at))
         if group.latest:
@@ -324,6 +343,21 @@ class Hub:
             if held.size > self.settings.OUTBOX_LIMIT:
                 held.clear()
                 connection.close_slow("full")
+        flow, deliveries = group.flow, len(group.subscribers)
+        flow.publications += 1
+        flow.deliveries += deliveries
+        self.stats.lag.add(max(0.0, time.time() - event.sent_at))  # clocks differ
+        if began:
+            self._note_delivery(f"{Name.DELIVER} {flow.pattern}", flow.pattern, deliveries, event, began)
+
+    def _note_delivery(
+        self, name: str, pattern: str, deliveries: int, event: PublicationEvent | BeatEvent, began: int
+    ) -> None:
+        if self.tracing.on:
+            # A child, so that the whole way is one trace, and a link besides, as is the convention for messages.
+            links = [event.traceparent] if event.traceparent is not None else []
+            attributes = {**message_attributes(Name.DELIVER, pattern), Key.CONNECTIONS: deliveries}
+            self.tracing.note(name, SpanKind.CONSUMER, attributes, event.traceparent, links, began=began)
 
     def _notice_gap(self, group: Group, event: PublicationEvent) -> bool:
         """Tell subscribers of what is missing before a publication. Return whether it may be delivered itself."""
@@ -355,12 +389,17 @@ class Hub:
         group = self.link.groups.get(TOPIC_HEARTBEAT)
         if group is None:
             return
+        began = time.time_ns()
         group.last = event.sent_at
         for connection in tuple(group.subscribers):
             uptime = connection.uptime
             if uptime not in frames:
                 frames[uptime] = text_frame(encode_heartbeat(event.sent_at, uptime))
             connection.write_latest(TOPIC_HEARTBEAT, frames[uptime])
+        group.flow.publications += 1
+        group.flow.deliveries += len(group.subscribers)
+        self.stats.lag.add(max(0.0, time.time() - event.sent_at))
+        self._note_delivery(Name.HEARTBEAT, TOPIC_HEARTBEAT, len(group.subscribers), event, began)
 
     @property
     def beats_missing(self) -> bool:
@@ -379,7 +418,7 @@ class Hub:
     def _schedule_beat(self) -> None:
         now = time.time()
         slot = next_slot(self.settings.HEARTBEAT_INTERVAL, now)
-        self._beat_timer = self.loop.call_later(slot - now, self._beat_locally, slot)
+        self._beat_timer = self.loop.call_later(slot - now, self._beat_locally, slot, context=Context())
 
     def _beat_locally(self, slot: float) -> None:
         """Beat without a broadcaster: on the in-memory layer this process is the whole system."""
@@ -389,6 +428,7 @@ class Hub:
             self._schedule_beat()
 
     def _close(self, event: CloseEvent) -> None:
+        began = time.time_ns()
         chosen = [connection for connection in self._chosen(event) if not connection.wire.closed]
         for connection, delay in zip(chosen, stagger(len(chosen), event.spread), strict=True):
             if event.spread:
@@ -397,6 +437,9 @@ class Hub:
                 connection.close(event.code, event.reason)
         logger.info("event=close code=%d connections=%d spread=%g", event.code, len(chosen), event.spread)
         self._reply(event.reply_to, AckEvent(server=self.id, connections=len(chosen)))
+        if event.traceparent is not None and self.tracing.on:
+            attributes: Attributes = {Key.CODE: event.code, Key.CONNECTIONS: len(chosen)}
+            self.tracing.note(Name.CLOSE, SpanKind.CONSUMER, attributes, event.traceparent, began=began)
 
     def _chosen(self, event: CloseEvent) -> Iterable[Connection]:
         everybody = self.connections.values()

@@ -132,6 +132,19 @@ async def reconnect(layer: Any, shard: int) -> bool:
     return True
 
 
+def waiting(layer: Any, channel: str | None) -> int | None:
+    """
+    Return how many messages wait in this process for whoever receives on ``channel``, or None where that is not known.
+
+    Like ``count_members`` this looks behind the layers it knows.
+    """
+    queues = getattr(layer, "channels", None)  # the in-memory layer's and channels_redis.pubsub's
+    if queues is None:
+        queues = getattr(layer, "receive_buffer", {})  # channels_redis.core's
+    queue = dict.get(queues, channel)  # some make one when they are asked
+    return None if queue is None else int(queue.qsize())
+
+
 async def count_members(layer: Any, group: str) -> int | None:
     """
     Return how many channels are in ``group``, or None where the layer gives no way to know.

@@ -48,6 +48,8 @@ class Count(StrEnum):
     """Handshakes refused: the server stops."""
     REFUSED_ORIGIN = "refused_origin"
     """Handshakes refused: another site's page."""
+    REFUSED_PATH = "refused_path"
+    """Handshakes refused: nothing is served on that path."""
     REFUSED_TOKEN = "refused_token"
     """Connections closed with 1008: a token that was no good."""
     UNIDENTIFIED = "unidentified"
@@ -116,10 +118,10 @@ class Refusal(NamedTuple):
     reason: str
     retry_after: int = 10
 
-    @property
-    def cause(self) -> str:
-        """The cause in one word, for the log."""
-        return self.counted_as.removeprefix("refused_")
+
+def cause_of(count: Count) -> str:
+    """Return why a handshake was refused, in one word, for the log and for metrics."""
+    return count.removeprefix("refused_")
 
 
 DRAINING = Refusal(Count.REFUSED_DRAINING, 503, "server shutdown", 1)

@@ -13,6 +13,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Coroutine
+from contextvars import Context
 from functools import partial
 from typing import Any
 
@@ -28,8 +29,9 @@ from .events import (
 )
 from .exceptions import LayerUnavailable
 from .layers import bounded, is_local, new_channel, reconnect, renewal_interval, shard_count, shard_of
-from .logs import described
+from .logs import complain, described
 from .sequences import Heard
+from .telemetry import Flow
 
 logger = logging.getLogger("realtime.link")
 
@@ -88,6 +90,7 @@ class Group:
 
     __slots__ = (
         "entered",
+        "flow",
         "heard",
         "held",
         "joined",
@@ -119,6 +122,8 @@ class Group:
         self.report_gaps = False
         """Whether subscribers are told of what was lost."""
         self.heard = Heard()
+        self.flow = Flow()
+        """What counts what goes through the topics of the same pattern."""
         self.since = 0.0
         """When the first of those who subscribe now did so (``time.monotonic``)."""
         self.joining = 0
@@ -150,6 +155,8 @@ class Shard:
         self.probe_now = asyncio.Event()
         self.unheard = 0
         """Pings that the layer took and that did not come back, in a row."""
+        self.returns = 0
+        """How often it worked again after it had not."""
 
 
 class Link:
@@ -182,6 +189,11 @@ class Link:
 
     def _group(self, topic: str, name: str) -> Group:
         return Group(topic, name, self._shards[shard_of(self.layer, name)])
+
+    @property
+    def returns(self) -> int:
+        """How often the layer, or a shard of it, worked again after it had not."""
+        return sum(shard.returns for shard in self._shards)
 
     @property
     def up(self) -> bool:
@@ -230,8 +242,8 @@ class Link:
         return [*(shard.probe for shard in self._shards), self._all, *self.groups.values()]
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Do ``work`` in the background, until it ends or the link is stopped."""
-        task = self.loop.create_task(work)
+        """Do ``work`` in the background, on behalf of nobody, until it ends or the link is stopped."""
+        task = self.loop.create_task(work, context=Context())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
@@ -360,6 +372,8 @@ class Link:
             try:
                 await bounded(self._probe(shard), PROBE_TIMEOUT)
                 returned = not shard.up
+                if returned and shard.started.is_set():
+                    shard.returns += 1
                 shard.up = True
                 shard.started.set()
                 if returned or self.loop.time() - renewed >= renewal:
@@ -496,8 +510,8 @@ class Link:
             return 0
         try:
             self._on_event(event)
-        except Exception:
-            logger.exception("event=event_failed kind=%s", event.kind)
+        except Exception as error:  # noqa: BLE001 - one event must not end all
+            complain(logger, logging.ERROR, f"event=event_failed kind={event.kind}", "", error=error)
         return len(event.payload) if isinstance(event, PublicationEvent) else 0
 
     def _say_once(self, what: str, event: str) -> None:

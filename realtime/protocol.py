@@ -376,6 +376,19 @@ def parse(frame: str | bytes) -> AnyRequest | SiteRequest:
     return request
 
 
+def traceparent_in(frame: str | bytes) -> str | None:
+    """Return what a frame says that its request is a part of, as W3C's Trace Context writes it, or None."""
+    name = "traceparent"
+    if (name if isinstance(frame, str) else name.encode()) not in frame:  # type: ignore[operator]
+        return None
+    try:
+        content = from_json(frame)
+    except (ValueError, TypeError):
+        return None
+    value = content.get(name) if isinstance(content, dict) else None
+    return value if isinstance(value, str) else None
+
+
 def _may_hold_no_number(frame: str | bytes) -> bool:
     """Return whether NaN or Infinity stand in ``frame``: validate_json() takes them for numbers, JSON does not."""
     if isinstance(frame, str):

@@ -19,7 +19,10 @@ from functools import lru_cache
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from django.core.exceptions import SynchronousOnlyOperation
+from opentelemetry import context as otel_context
+from opentelemetry.context import Context
 
+from .conf import get_settings
 from .events import (
     ALL_GROUP,
     CHANNEL_PREFIX,
@@ -42,6 +45,7 @@ from .link import PING_AGAIN, ping
 from .logs import described
 from .protocol import TOPIC_HEARTBEAT, CloseMessage
 from .sequences import Sequences
+from .telemetry import Attributes, Key, Name, SpanKind, Trace, get_tracing, message_attributes
 
 T = TypeVar("T")
 logger = logging.getLogger("realtime.publishing")
@@ -78,25 +82,78 @@ captures: list[Capture] = []
 """The newest takes what is published."""
 
 
-def publish_payload(topic: str, payload: str) -> None:
-    """Send ``payload``, which is JSON already, to the subscribers of ``topic``. Raises ``LayerUnavailable``."""
+def publish_payload(topic: str, payload: str, pattern: str = "") -> None:
+    """
+    Send ``payload``, which is JSON already, to the subscribers of ``topic``. Raises ``LayerUnavailable``.
+
+    ``pattern`` is the name that the topic was declared with, for the trace.
+    """
     if captures:
         captures[-1].append_payload(topic, payload)
-    else:
-        _run("publish", lambda: apublish_payload(topic, payload))
+        return
+    with _Producing(Name.PUBLISH, pattern, {Key.SIZE: len(payload)}) as traceparent:
+        _run("publish", lambda: _send_publication(topic, payload, traceparent))
 
 
-async def apublish_payload(topic: str, payload: str) -> None:
+async def apublish_payload(topic: str, payload: str, pattern: str = "") -> None:
     """Do what ``publish_payload`` does, on a running event loop."""
     if captures:
         captures[-1].append_payload(topic, payload)
-    else:
-        await _send(group_name(topic), PublicationEvent(topic=topic, payload=payload, sent_at=time.time()))
+        return
+    async with _Producing(Name.PUBLISH, pattern, {Key.SIZE: len(payload)}) as traceparent:
+        await _send_publication(topic, payload, traceparent)
+
+
+async def _send_publication(topic: str, payload: str, traceparent: str | None) -> None:
+    event = PublicationEvent(topic=topic, payload=payload, sent_at=time.time(), traceparent=traceparent)
+    await _send(group_name(topic), event)
 
 
 async def abeat(slot: float) -> None:
     """Broadcast the heartbeat of the wall-clock slot that begins at ``slot``. Raises ``LayerUnavailable``."""
-    await _send(group_name(TOPIC_HEARTBEAT), BeatEvent(slot=slot, sent_at=time.time()))
+    async with _Producing(Name.PUBLISH, TOPIC_HEARTBEAT, {}) as traceparent:
+        event = BeatEvent(slot=slot, sent_at=time.time(), traceparent=traceparent)
+        await _send(group_name(TOPIC_HEARTBEAT), event)
+
+
+class _Producing:
+    """
+    Record a span for the length of a ``with`` or ``async with`` block, if anything is to be recorded.
+
+    What the block gets is the span as an event carries it, or None.
+    """
+
+    def __init__(self, name: Name, pattern: str, attributes: Attributes) -> None:
+        self._name = name
+        self._pattern = pattern
+        self._attributes = attributes
+        self._tracing = get_tracing(get_settings().TRACER_PROVIDER)
+        self._trace: Trace | None = None
+        self.outcome: Attributes = {}
+
+    def _what(self) -> tuple[str, SpanKind, Attributes, Context]:
+        name, attributes = str(self._name), self._attributes
+        if self._pattern:
+            name = f"{name} {self._pattern}"
+            attributes = {**message_attributes(self._name, self._pattern), **attributes}
+        return name, SpanKind.PRODUCER, attributes, otel_context.get_current()
+
+    def __enter__(self) -> str | None:
+        if self._tracing.on_here:
+            self._trace = self._tracing.start_in_thread(*self._what())
+        return None if self._trace is None else self._trace.traceparent
+
+    async def __aenter__(self) -> str | None:
+        if self._tracing.on_here:
+            self._trace = await self._tracing.start(*self._what())
+        return None if self._trace is None else self._trace.traceparent
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if self._trace is not None:
+            self._trace.end(self.outcome, error)
+
+    async def __aexit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        self.__exit__(kind, error, traceback)
 
 
 def close_connections(
@@ -157,12 +214,18 @@ async def aclose_connections(
         session=None if session is None else session_digest(session),
         spread=spread,
     )
-    events = [event.model_copy(update={"ids": chunk}) for chunk in chunks]
-    answers, expected = await _on_loop_of(find_hub(), lambda: _ask_hubs(events, wait))
-    acks = [answer for answer in answers if isinstance(answer, AckEvent)]
-    servers = len({ack.server for ack in acks})
-    unknown = None if expected is None else max(0, expected - servers)
-    return CloseOutcome(servers, sum(ack.connections for ack in acks), unknown)
+    target = "topic" if topic is not None else "user" if user is not None else "session" if session is not None else ""
+    attributes: Attributes = {Key.CODE: message.code, Key.TARGET: target or ("all" if ids is None else "ids")}
+    producing = _Producing(Name.CLOSE_CONNECTIONS, "", attributes)
+    async with producing as traceparent:
+        events = [event.model_copy(update={"ids": chunk, "traceparent": traceparent}) for chunk in chunks]
+        answers, expected = await _on_loop_of(find_hub(), lambda: _ask_hubs(events, wait))
+        acks = [answer for answer in answers if isinstance(answer, AckEvent)]
+        servers = len({ack.server for ack in acks})
+        unknown = None if expected is None else max(0, expected - servers)
+        outcome = CloseOutcome(servers, sum(ack.connections for ack in acks), unknown)
+        producing.outcome = {Key.SERVERS: outcome.servers, Key.CONNECTIONS: outcome.connections}
+    return outcome
 
 
 def send_close(event: CloseEvent, wait: float) -> None:

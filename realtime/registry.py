@@ -15,6 +15,7 @@ import socket
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextvars import Context
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import islice
@@ -224,8 +225,14 @@ class Registry:
         self._following = False
         """Whether the tables and the log together are what the hub knows."""
         self._failing = False
+        self._began = hub.loop.time()
         self._written = self._reaped = -REAP_INTERVAL
-        self._task = hub.loop.create_task(self._keep())
+        self._task = hub.loop.create_task(self._keep(), context=Context())
+
+    @property
+    def lag(self) -> float:
+        """For how many seconds nothing was written; with nothing to write that is up to ``RENEWAL``."""
+        return self._hub.loop.time() - max(self._written, self._began)
 
     def connected(self, connection: Connection) -> None:
         if self._following:

@@ -25,6 +25,7 @@ from .events import CloseEvent, session_digest
 from .handshake import cookies_of, session_key_in
 from .hub import find_hub
 from .layers import configured_layer, is_local
+from .logs import complain
 from .protocol import CloseCode
 from .publishing import send_close
 
@@ -110,7 +111,7 @@ def _before_save(
     try:
         instance._realtime_before = sender._base_manager.using(using).filter(pk=instance.pk).first()
     except Exception as error:  # noqa: BLE001 - saving will say what is wrong with the database
-        logger.warning("event=user_unreadable effect=connections_stay error=%r", error)
+        complain(logger, logging.WARNING, "event=user_unreadable effect=connections_stay", "error=%r", error)
 
 
 def _saved(*, instance: Any, update_fields: frozenset[str] | None, using: str, **_: Any) -> None:
@@ -145,4 +146,4 @@ def _close(user: Any, wait: float = LONGEST_WAIT, **target: str | None) -> None:
         user_id = None if user is None else str(getattr(user, "pk", user))
         send_close(CloseEvent(code=CloseCode.POLICY_VIOLATION, reason=REASON, user=user_id, **target), wait)
     except Exception as error:  # noqa: BLE001 - whatever it is, the user is to be logged out
-        logger.error("event=session_end_not_sent error=%r", error)
+        complain(logger, logging.ERROR, "event=session_end_not_sent", "error=%r", error)

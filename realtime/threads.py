@@ -22,6 +22,7 @@ from django.db import close_old_connections
 
 from .conf import get_settings
 from .exceptions import ThreadsBusy
+from .telemetry import carried
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -40,6 +41,11 @@ class Threads:
         self._started = 0
         self._busy = 0
         self._work: SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = SimpleQueue()
+
+    @property
+    def busy(self) -> int:
+        """How many calls are under way or wait for a thread."""
+        return self._busy
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Return what ``function`` returns. Raises ``ThreadsBusy`` at once when no thread is free."""
@@ -61,7 +67,7 @@ class Threads:
         if self._started < min(self._busy, self._limit):
             self._started += 1
             threading.Thread(target=self._serve, name=f"realtime-{self._started}", daemon=True).start()
-        self._work.put((future, function))
+        self._work.put((future, carried(function)))
         return future
 
     def _serve(self) -> None:

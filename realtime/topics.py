@@ -132,7 +132,7 @@ class Topic:
         if on_commit:
             transaction.on_commit(self._sender(name, payload), using=_alias(on_commit), robust=True)
         else:
-            publishing.publish_payload(name, payload)
+            publishing.publish_payload(name, payload, self.name)
 
     async def apublish(self, data: Any, *, on_commit: bool | str = False, **parameters: Any) -> None:
         """Do what ``publish`` does, on a running event loop."""
@@ -142,7 +142,7 @@ class Topic:
             sender = self._sender(name, payload)
             await sync_to_async(transaction.on_commit)(sender, using=_alias(on_commit), robust=True)
         else:
-            await publishing.apublish_payload(name, payload)
+            await publishing.apublish_payload(name, payload, self.name)
 
     def format(self, **parameters: Any) -> str:
         """Return the topic's name with these parameters. Raises ``ValueError`` when they do not fit."""
@@ -153,7 +153,7 @@ class Topic:
 
     def _sender(self, name: str, payload: str) -> Callable[[], None]:
         def publish_on_commit() -> None:  # by this name Django logs what fails
-            publishing.publish_payload(name, payload)
+            publishing.publish_payload(name, payload, self.name)
 
         return publish_on_commit
 

@@ -26,7 +26,7 @@ from django.views.decorators.http import require_safe
 
 from .hub import Hub, get_hub
 from .layers import bounded
-from .logs import described
+from .logs import complain, described
 from .models import ServerProcess
 from .protocol import TOPIC_HEARTBEAT
 from .threads import get_threads
@@ -80,7 +80,7 @@ async def parts_of_process() -> dict[str, Part]:
     try:
         hub = get_hub()  # Daphne's is started by whoever is first
     except ImproperlyConfigured as error:
-        logger.error("event=hub_not_started error=%r", error)
+        complain(logger, logging.ERROR, "event=hub_not_started", "error=%r", error)
         return {"hub": _part(type(error).__name__, UNAVAILABLE)}
     parts = {"hub": hub_part(hub)}
     if parts["hub"]["status"] == OK:

@@ -39,7 +39,8 @@ def assert_compared(result: dict[str, Any], *figures: str) -> None:
 def test_every_scenario_yields_positive_figures(tmp_path: Path) -> None:
     results = results_of("all --server uvicorn --connections 20 --seconds 0.5", tmp_path / "figures.json")
     peers = {result["scenario"]: [*result["ratios"]] for result in results}
-    assert peers == {"fanout": ["plain"], "echo": ["plain"], "connect": ["unregistered", "plain"]}
+    observed = ["plain", "unobserved", "traced"]
+    assert peers == {"fanout": observed, "echo": observed, "connect": ["unregistered", "plain"]}
     for result in results:
         assert_compared(result, "per_second", "server_cpu_us", "load_cpu_us")
 

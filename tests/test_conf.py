@@ -55,6 +55,9 @@ def test_settings_that_are_empty_have_defaults(settings: Any) -> None:
         "MAX_CONNECTION_AGE": 86_400.0,
         "DRAIN_SECONDS": 2.0,
         "DRAIN_TIMEOUT": 5.0,
+        "TRACER_PROVIDER": None,
+        "METER_PROVIDER": None,
+        "TRUST_CLIENT_TRACEPARENT": False,
     }
 
 

@@ -462,7 +462,7 @@ async def test_frames_of_any_kind_are_each_answered_once(sent: list[str | bytes]
 
 # Limits
 
-LIMITED = {"RATE_LIMIT": 1000.0, "RATE_BURST": 3, "CONNECTION_REGISTRY": False}
+LIMITED = {"RATE_LIMIT": 100.0, "RATE_BURST": 3, "CONNECTION_REGISTRY": False}
 
 
 async def test_requests_over_the_burst_are_answered_rate_limited_in_their_order(settings: Any) -> None:
@@ -474,7 +474,7 @@ async def test_requests_over_the_burst_are_answered_rate_limited_in_their_order(
         assert [answer["reqId"] for answer in answers] == ["0", "1", "2", "3"]
         assert [answer["type"] for answer in answers] == ["echo_response"] * 3 + ["error"]
         assert without_text(answers[3]) == error("error", "RATE_LIMITED", "3")
-        assert answers[3]["message"] == "at most 1000 requests a second, and 3 at once"
+        assert answers[3]["message"] == "at most 100 requests a second, and 3 at once"
         assert get_hub().counts == {Count.RATE_LIMITED: 1}
 
 

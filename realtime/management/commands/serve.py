@@ -172,6 +172,7 @@ def _run_daphne(application: str, host: str, port: int) -> None:
 
 
 def _uvicorn_options(host: str, port: int) -> dict[str, Any]:
+    site_logging: Any = settings.LOGGING
     return {
         "host": host,
         "port": port,
@@ -182,6 +183,8 @@ def _uvicorn_options(host: str, port: int) -> dict[str, Any]:
         # A worker is killed that answers its supervisor later than this. Importing a site may take longer than
         # uvicorn's own 5 s on a machine that is busy.
         "timeout_worker_healthcheck": 60,
+        # It would overwrite what the site has said of its loggers.
+        **({"log_config": None} if "uvicorn" in site_logging.get("loggers", {}) else {}),
     }
 
 
