@@ -36,6 +36,9 @@ STOP_TIMEOUT = 2.0
 UNTRACED = r"^[a-z]+://[^/]+/(healthz|readyz|metrics)$"
 """URLs, as a pattern, that are asked for every few seconds."""
 WITHOUT_QUERY = f"{__name__}.without_query"
+WITHOUT_MESSAGES = f"{__name__}.without_messages"
+EXCEPTION = "opentelemetry-instrumentor-django.exception_key"
+"""Where the instrumentation keeps what a view raised, until the response."""
 
 _providers: list[Any] = []
 _done = False
@@ -80,6 +83,19 @@ def without_query(get_response: Callable[[HttpRequest], HttpResponse]) -> Callab
     return middleware
 
 
+def without_messages(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[..., HttpResponse]:
+    """Keep the messages of exceptions out of spans, as a middleware behind the one that traces."""
+
+    def middleware(request: HttpRequest) -> HttpResponse:
+        response = get_response(request)
+        if (error := request.META.get(EXCEPTION)) is not None:
+            likeness = type(type(error).__name__, (Exception,), {"__module__": type(error).__module__})
+            request.META[EXCEPTION] = likeness()
+        return response
+
+    return middleware
+
+
 def _instrument_http() -> None:
     os.environ.setdefault("OTEL_SEMCONV_STABILITY_OPT_IN", "http")  # the stable names, and seconds
     import opentelemetry.instrumentation.asgi  # noqa: F401 - else no request of an ASGI server is traced, silently
@@ -87,7 +103,7 @@ def _instrument_http() -> None:
 
     names = ("OTEL_PYTHON_DJANGO_EXCLUDED_URLS", "OTEL_PYTHON_EXCLUDED_URLS")
     excluded = None if any(name in os.environ for name in names) else UNTRACED
-    settings.MIDDLEWARE = [WITHOUT_QUERY, *settings.MIDDLEWARE]
+    settings.MIDDLEWARE = [WITHOUT_QUERY, WITHOUT_MESSAGES, *settings.MIDDLEWARE]
     DjangoInstrumentor().instrument(excluded_urls=excluded, middleware_position=1)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Annotated, Any
 
 from django.conf import settings as django_settings
@@ -17,6 +17,12 @@ PerSecond = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Limit = Annotated[int, Field(ge=1)]
 
 
+@cache
+def _call_once(function: Callable[[], Any]) -> Any:
+    # The settings are read again and again, and each provider has threads of its own.
+    return function()
+
+
 def provider_of(method: str) -> BeforeValidator:
     """Take an object with ``method``, a dotted path to one, or a function that returns one; or None."""
 
@@ -26,8 +32,8 @@ def provider_of(method: str) -> BeforeValidator:
                 value = import_string(value)
             except ImportError as error:
                 raise ValueError(str(error)) from None
-        if value is not None and not hasattr(value, method) and callable(value):
-            value = value()
+        if isinstance(value, type) or (callable(value) and not hasattr(value, method)):
+            value = _call_once(value)
         if value is not None and not hasattr(value, method):
             raise ValueError(f"a provider has a method {method}()")
         return value

@@ -7,6 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from contextvars import Context
 from typing import Any
 
 from channels.consumer import AsyncConsumer
@@ -51,7 +52,7 @@ from .protocol import (
 )
 from .servers import LINGER, binary_frame, deny, greet, prepare, text_frame, wire_for
 from .spans import Outcome, Spans
-from .telemetry import Key
+from .telemetry import Key, kind_of
 from .topics import Topic, find_topic, match_topic
 
 logger = logging.getLogger("realtime.consumers")
@@ -117,11 +118,12 @@ class RealtimeConsumer(AsyncJsonWebsocketConsumer):
         except asyncio.CancelledError:
             if not self.hub.aborted:  # else it was the hub, for a handler that holds up the server's stop
                 raise
-        except OSError as error:  # what servers raise when the client has gone
-            logger.debug("event=client_gone connection=%s error=%r", self.id, error)
         except Exception as error:  # noqa: BLE001 - a subclass is the site's own code
+            if self._client_left(error):
+                logger.debug("event=client_gone connection=%s error=%r", self.id, error)
+                return
             complain(logger, logging.ERROR, "event=connection_failed", "connection=%s", self.id, error=error)
-            self._spans.end({}, error)
+            self._spans.end({}, kind_of(error))
             await self._fail()
         finally:
             self._spans.end({})
@@ -165,7 +167,7 @@ class RealtimeConsumer(AsyncJsonWebsocketConsumer):
             if self.connection is not None:
                 code = await self._receive_frames(receive)
         except Exception as error:
-            failed = not isinstance(error, OSError)  # else the client has gone
+            failed = not self._client_left(error)
             raise
         finally:
             if (connection := self.connection) is not None:
@@ -179,6 +181,10 @@ class RealtimeConsumer(AsyncJsonWebsocketConsumer):
                     self.hub.loop.call_later(LINGER, connection.abort)
                 logger.info("event=disconnected connection=%s code=%d seconds=%d", self.id, code, connection.uptime)
             await self.disconnect(code)
+
+    def _client_left(self, error: Exception) -> bool:
+        """Return whether ``error`` is what servers raise when the client has gone, and not the site's own."""
+        return isinstance(error, OSError) and (self.connection is None or self.connection.wire.closed)
 
     async def _admit(self) -> bool:
         """Find out who connects. Return whether the page and the user may, or refuse them."""
@@ -290,7 +296,8 @@ class RealtimeConsumer(AsyncJsonWebsocketConsumer):
     async def accept(self, subprotocol: str | None = None, headers: Any = None) -> None:
         """Accept the connection; from now on the hub knows it."""
         await super().accept(subprotocol, headers)
-        wire = wire_for(self.scope, self._receive, self.base_send)
+        # On behalf of nobody: what reads from the socket would keep this span for as long as the connection lasts.
+        wire = Context().run(wire_for, self.scope, self._receive, self.base_send)
         peer = peer_of(self.scope, self._identity, self._address)
         self.connection = Connection(wire, peer, self.hub.settings, self.hub.counts)
         self.connection.task = asyncio.current_task()
@@ -339,7 +346,7 @@ class RealtimeConsumer(AsyncJsonWebsocketConsumer):
             if task is None or task.cancelling():  # else the site's code awaited something that was cancelled
                 raise
             self.hub.counts[Count.HANDLER_FAULTS] += 1
-            self._outcome.fault = error
+            self._outcome.fault = kind_of(error)
             topic = find_topic(request.topic) if isinstance(request, SubscribeRequest) else None
             what = f"request={request.type} topic={repr(topic.name) if topic is not None else '-'}"
             kind = f"event=handler_failed {what} error={type(error).__name__}"

@@ -91,7 +91,7 @@ class Observer(Protocol):
 
 
 observers: list[Callable[[Hub], Observer | None]] = []
-"""Called when a hub starts, to make what is to observe it."""
+"""Called when a hub starts, to make what is to observe it, if there is anything."""
 
 
 def stagger(count: int, spread: float) -> list[float]:
@@ -128,8 +128,10 @@ class Hub:
         self.aborted = False
         """Whether everybody was dropped, so that the server can stop."""
         self._forget_signals: Callable[[], None] = lambda: None
-        self.lag: LoopLag | None = None
+        self.loop_lag: LoopLag | None = None
         """By how much the event loop is late."""
+        self.at_stop: list[Callable[[], None]] = []
+        """Called when the hub has stopped."""
         self._newest_slot = 0.0
         self._beat_timer: asyncio.TimerHandle | None = None
 
@@ -138,14 +140,21 @@ class Hub:
     def start(self) -> None:
         """Begin to deliver. The layer need not be there yet."""
         servers.stop_hooks.append(self.stop)
-        self.lag = LoopLag(self.loop)
+        self.loop_lag = LoopLag(self.loop)
         self._forget_signals = before_stop(self.loop, self.drain, self.abort_all)
-        self.observers = [observer for make in observers if (observer := make(self)) is not None]
+        self.observers = [observer for make in observers if (observer := self._made(make)) is not None]
         most = self.settings.MAX_CONNECTIONS
         if most is not None and (files := descriptors()) < most + SPARE_DESCRIPTORS:
             logger.warning("event=few_descriptors limit=%d max_connections=%d", files, most)
         self.link.start()
         self.link.spawn(self._look_after_connections())
+
+    def _made(self, make: Callable[[Hub], Observer | None]) -> Observer | None:
+        try:
+            return make(self)
+        except Exception as error:  # noqa: BLE001 - whatever it is, clients do not depend on it
+            complain(logger, logging.ERROR, f"event=observer_failed error={type(error).__name__}", "", error=error)
+            return None
 
     async def drain(self) -> None:
         """
@@ -199,11 +208,13 @@ class Hub:
             await self.drain()
         if self._beat_timer is not None:
             self._beat_timer.cancel()
-        if self.lag is not None:
-            self.lag.stop()
+        if self.loop_lag is not None:
+            self.loop_lag.stop()
         if self.stop in servers.stop_hooks:
             servers.stop_hooks.remove(self.stop)
         await asyncio.gather(self.link.stop(), *(observer.stop() for observer in self.observers))
+        for call in self.at_stop:
+            call()
         await telemetry.worker.finish()
 
     async def _look_after_connections(self) -> None:
@@ -343,7 +354,7 @@ class Hub:
             if held.size > self.settings.OUTBOX_LIMIT:
                 held.clear()
                 connection.close_slow("full")
-        flow, deliveries = group.flow, len(group.subscribers)
+        flow, deliveries = group.flow, len(group.subscribers) + len(group.held)
         flow.publications += 1
         flow.deliveries += deliveries
         self.stats.lag.add(max(0.0, time.time() - event.sent_at))  # clocks differ
@@ -387,7 +398,7 @@ class Hub:
             logger.info("event=beats_back")
         frames: dict[int, bytes] = {}
         group = self.link.groups.get(TOPIC_HEARTBEAT)
-        if group is None:
+        if group is None or not group.subscribers:
             return
         began = time.time_ns()
         group.last = event.sent_at
@@ -399,7 +410,8 @@ class Hub:
         group.flow.publications += 1
         group.flow.deliveries += len(group.subscribers)
         self.stats.lag.add(max(0.0, time.time() - event.sent_at))
-        self._note_delivery(Name.HEARTBEAT, TOPIC_HEARTBEAT, len(group.subscribers), event, began)
+        if event.traceparent is not None or self.link.local:  # else whoever sent it has decided that it is not traced
+            self._note_delivery(Name.HEARTBEAT, TOPIC_HEARTBEAT, len(group.subscribers), event, began)
 
     @property
     def beats_missing(self) -> bool:
@@ -478,6 +490,8 @@ class Hub:
 
 
 _hubs: dict[asyncio.AbstractEventLoop, Hub] = {}
+_stopping: set[asyncio.Task[None]] = set()
+"""What ends hubs that were replaced."""
 
 
 def get_hub() -> Hub:
@@ -489,7 +503,9 @@ def get_hub() -> Hub:
         for other in [other for other in _hubs if other.is_closed()]:
             del _hubs[other]
         if hub is not None:  # the layer was replaced, as tests do
-            hub.link.spawn(hub.stop())
+            stopping = loop.create_task(hub.stop(), context=Context())  # no task of the link's, which it would cancel
+            _stopping.add(stopping)
+            stopping.add_done_callback(_stopping.discard)
         hub = _hubs[loop] = Hub(layer, get_settings())
         hub.start()
     return hub

@@ -132,12 +132,15 @@ async def reconnect(layer: Any, shard: int) -> bool:
     return True
 
 
-def waiting(layer: Any, channel: str | None) -> int | None:
+def waiting(layer: Any, channel: str | None, loop: asyncio.AbstractEventLoop) -> int | None:
     """
     Return how many messages wait in this process for whoever receives on ``channel``, or None where that is not known.
 
-    Like ``count_members`` this looks behind the layers it knows.
+    ``loop`` is the receiver's event loop, on which this need not run. Like ``count_members`` this looks behind the
+    layers it knows.
     """
+    if (layers := vars(layer).get("_layers")) is not None:  # channels_redis.pubsub has one for each event loop
+        layer = layers.get(loop)
     queues = getattr(layer, "channels", None)  # the in-memory layer's and channels_redis.pubsub's
     if queues is None:
         queues = getattr(layer, "receive_buffer", {})  # channels_redis.core's

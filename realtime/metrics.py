@@ -9,19 +9,19 @@ the sum. A histogram of OpenTelemetry's own costs a call for each value, which i
 from __future__ import annotations
 
 import logging
+import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import accumulate
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
 
 from opentelemetry import metrics as otel_metrics
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
 
 from . import __version__, telemetry
 from .conf import get_settings
-from .connection import Connection
 from .hub import Hub, observers
 from .layers import waiting
 from .limits import Count, cause_of
@@ -39,25 +39,55 @@ REFUSALS = [count for count in Count if count.startswith("refused_")]
 class Sources:
     """Be where the figures of one meter come from: the hubs that run, and what those that have stopped had counted."""
 
-    def __init__(self) -> None:
+    def __init__(self, provider: Any = None) -> None:
+        self.provider = provider
+        self.created = False
+        """Whether the provider has the instruments."""
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget every hub, and what was counted."""
+        self._lock = threading.Lock()  # held while a hub goes from those that run to those that have stopped
         self.hubs: list[Hub] = []
-        self.past_returns = 0
         self._past = Stats()
+        self._past_returns = 0
 
     @property
     def stats(self) -> list[Stats]:
-        return [self._past, *(hub.stats for hub in self.hubs)]
+        with self._lock:
+            return [self._past, *(hub.stats for hub in self.hubs)]
+
+    @property
+    def returns(self) -> int:
+        with self._lock:
+            return self._past_returns + sum(hub.link.returns for hub in self.hubs)
+
+    def add(self, hub: Hub) -> None:
+        """Read the figures of a hub from now on."""
+        with self._lock:
+            self.hubs = [*self.hubs, hub]
+
+    def retire_lost(self) -> None:
+        """Retire hubs whose event loop ended before they could stop."""
+        for hub in self.hubs:
+            if hub.loop.is_closed():
+                self.retire(hub)
 
     def retire(self, hub: Hub) -> None:
         """Keep what a hub has counted, which must not seem to shrink."""
-        if hub in self.hubs:
-            self.hubs.remove(hub)
-            self.past_returns += hub.link.returns
-            self._past.absorb(hub.stats)
+        with self._lock:
+            if hub in self.hubs:
+                past = Stats()  # a new one, as somebody may be reading the old one
+                past.absorb(self._past)
+                past.absorb(hub.stats)
+                self._past = past
+                self._past_returns += hub.link.returns
+                self.hubs = [other for other in self.hubs if other is not hub]
 
 
 # How each figure is read. All this runs on the collector's thread, while event loops go on counting: dicts are copied
-# first, and figures that belong together may be one event apart.
+# first, by dict(), which unlike list() lets no other thread in between, and figures that belong together may be one
+# event apart.
 
 
 def _connections(sources: Sources) -> Iterator[Value]:
@@ -78,7 +108,7 @@ def _started(sources: Sources) -> Iterator[Value]:
 
 def _flows(field: str, sources: Sources) -> Iterator[Value]:
     for stats in sources.stats:
-        for pattern, flow in list(stats.flows.items()):
+        for pattern, flow in dict(stats.flows).items():
             yield getattr(flow, field), {Key.TOPIC: pattern}
 
 
@@ -89,15 +119,15 @@ def _type_of(request: type[Any]) -> str:
 
 def _requests(sources: Sources) -> Iterator[Value]:
     for stats in sources.stats:
-        for kind, requests in list(stats.requests.items()):
-            for outcome, number in (("OK", requests.ok), *list(requests.refused.items())):
+        for kind, requests in dict(stats.requests).items():
+            for outcome, number in (("OK", requests.ok), *dict(requests.refused).items()):
                 if number:
                     yield number, {Key.REQUEST: _type_of(kind), Key.OUTCOME: str(outcome)}
 
 
 def _durations(sources: Sources) -> Iterator[tuple[Buckets, Attributes]]:
     for stats in sources.stats:
-        for kind, requests in list(stats.requests.items()):
+        for kind, requests in dict(stats.requests).items():
             yield requests.duration, {Key.REQUEST: _type_of(kind)}
 
 
@@ -142,7 +172,7 @@ def _drops(sources: Sources) -> Iterator[Value]:
 
 def _closes(sources: Sources) -> Iterator[Value]:
     for stats in sources.stats:
-        for (code, side), number in list(stats.closes.items()):
+        for (code, side), number in dict(stats.closes).items():
             yield number, {Key.CODE: code, Key.SIDE: side}
 
 
@@ -155,7 +185,7 @@ def _congested(sources: Sources) -> Iterator[Value]:
 
 
 def _returns(sources: Sources) -> Iterator[Value]:
-    yield sources.past_returns + sum(hub.link.returns for hub in sources.hubs), {}
+    yield sources.returns, {}
 
 
 def _layer_up(sources: Sources) -> Iterator[Value]:
@@ -164,7 +194,7 @@ def _layer_up(sources: Sources) -> Iterator[Value]:
 
 
 def _queue(sources: Sources) -> Iterator[Value]:
-    lengths = [waiting(hub.link.layer, hub.link.channel) for hub in sources.hubs]
+    lengths = [waiting(hub.link.layer, hub.link.channel, hub.loop) for hub in sources.hubs]
     if known := [length for length in lengths if length is not None]:
         yield sum(known), {}
 
@@ -185,7 +215,7 @@ def _registry_lag(sources: Sources) -> Iterator[Value]:
 
 
 def _loop_lag(sources: Sources) -> Iterator[Value]:
-    if lags := [hub.lag.greatest for hub in sources.hubs if hub.lag is not None]:
+    if lags := [hub.loop_lag.greatest for hub in sources.hubs if hub.loop_lag is not None]:
         yield max(0.0, *lags), {}
 
 
@@ -279,6 +309,7 @@ INSTRUMENTS = [
 
 def _callback(instrument: Instrument, sources: Sources) -> Callable[[CallbackOptions], list[Observation]]:
     def observe(options: CallbackOptions) -> list[Observation]:
+        sources.retire_lost()
         totals: dict[tuple[tuple[str, str | int], ...], float] = {}
         for value, attributes in instrument.read(sources):
             key = tuple(telemetry.plain(attributes).items())
@@ -299,42 +330,38 @@ def _create(provider: Any, sources: Sources) -> None:
     for instrument in INSTRUMENTS:
         callbacks = [_callback(instrument, sources)]
         create[instrument.kind](instrument.name, callbacks, instrument.unit, instrument.description)
+    sources.created = True
 
 
-class Measured:
-    """Observe a hub, of which the figures are taken until it stops."""
-
-    def __init__(self, hub: Hub, sources: Sources) -> None:
-        self._hub = hub
-        self._sources = sources
-        sources.hubs.append(hub)
-
-    def connected(self, connection: Connection) -> None: ...
-
-    def disconnected(self, connection: Connection) -> None: ...
-
-    def subscribed(self, connection: Connection, topic: str) -> None: ...
-
-    def unsubscribed(self, connection: Connection, topic: str) -> None: ...
-
-    async def stop(self) -> None:
-        self._sources.retire(self._hub)
+_all: list[Sources] = []
+"""One for each provider, with which instruments are created once."""
+_lock = threading.Lock()
 
 
-_global = Sources()
-_sources: WeakKeyDictionary[Any, Sources] = WeakKeyDictionary()
-"""What was created with each provider, which is done once."""
-_created: set[int] = set()
-
-
-def observe(hub: Hub) -> Measured:
-    """Have the figures of ``hub`` collected by the site's meter provider."""
+def observe(hub: Hub) -> None:
+    """Have the figures of ``hub`` collected by the site's meter provider, until it stops."""
     provider = hub.settings.METER_PROVIDER
-    sources = _global if provider is None else _sources.setdefault(provider, Sources())
-    if id(sources) not in _created:
-        _created.add(id(sources))
-        telemetry.worker.post(partial(_create, provider, sources))
-    return Measured(hub, sources)
+    with _lock:
+        sources = next((sources for sources in _all if sources.provider is provider), None)
+        if sources is None:
+            sources = Sources(provider)
+            if not telemetry.worker.post(partial(_create, provider, sources)):
+                return
+            _all.append(sources)
+    sources.add(hub)
+    hub.at_stop.append(partial(sources.retire, hub))
+
+
+def _begin_anew() -> None:
+    """Begin anew in a forked child, which has none of its parent's hubs."""
+    global _lock
+    _lock = threading.Lock()
+    _all[:] = [sources for sources in _all if sources.created]
+    for sources in _all:
+        sources.clear()
+
+
+os.register_at_fork(after_in_child=_begin_anew)
 
 
 def install() -> None:

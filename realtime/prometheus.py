@@ -10,18 +10,22 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import socket
 import threading
 from collections.abc import Iterable
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler
 
+from django.core.exceptions import ImproperlyConfigured
+from django.core.handlers.asgi import ASGIRequest
 from django.http import HttpRequest, HttpResponse, HttpResponseNotFound
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
 from prometheus_client import CollectorRegistry, Metric, make_wsgi_app
 from prometheus_client.exposition import ThreadingWSGIServer, choose_encoder
 
-from .logs import described
+from .hub import get_hub
+from .logs import complain, described
 from .threads import Threads
 from .views import for_probes
 
@@ -40,6 +44,11 @@ class Registry(CollectorRegistry):
 
     def __init__(self) -> None:
         super().__init__()
+        self._turn = threading.Lock()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._unlock)
+
+    def _unlock(self) -> None:
         self._turn = threading.Lock()
 
     def collect(self) -> Iterable[Metric]:
@@ -75,6 +84,11 @@ def reads() -> bool:
 @for_probes
 async def metrics(request: HttpRequest) -> HttpResponse:
     """Answer with this process's metrics, as text for Prometheus or as OpenMetrics: 404 where none are read."""
+    if isinstance(request, ASGIRequest):
+        try:
+            get_hub()  # Daphne's is started by whoever is first, and without one there are no figures
+        except ImproperlyConfigured as error:
+            complain(logger, logging.ERROR, "event=hub_not_started", "error=%r", error)
     if not reads():
         return HttpResponseNotFound("This process has no metrics for Prometheus.\n", content_type="text/plain")
     encode, content_type = choose_encoder(request.headers.get("Accept", ""))

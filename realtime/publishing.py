@@ -45,7 +45,7 @@ from .link import PING_AGAIN, ping
 from .logs import described
 from .protocol import TOPIC_HEARTBEAT, CloseMessage
 from .sequences import Sequences
-from .telemetry import Attributes, Key, Name, SpanKind, Trace, get_tracing, message_attributes
+from .telemetry import Attributes, Key, Name, SpanKind, Trace, get_tracing, kind_of, message_attributes
 
 T = TypeVar("T")
 logger = logging.getLogger("realtime.publishing")
@@ -91,7 +91,7 @@ def publish_payload(topic: str, payload: str, pattern: str = "") -> None:
     if captures:
         captures[-1].append_payload(topic, payload)
         return
-    with _Producing(Name.PUBLISH, pattern, {Key.SIZE: len(payload)}) as traceparent:
+    with _Producing(Name.PUBLISH, pattern, {Key.SIZE: _size(payload)}) as traceparent:
         _run("publish", lambda: _send_publication(topic, payload, traceparent))
 
 
@@ -100,8 +100,12 @@ async def apublish_payload(topic: str, payload: str, pattern: str = "") -> None:
     if captures:
         captures[-1].append_payload(topic, payload)
         return
-    async with _Producing(Name.PUBLISH, pattern, {Key.SIZE: len(payload)}) as traceparent:
+    async with _Producing(Name.PUBLISH, pattern, {Key.SIZE: _size(payload)}) as traceparent:
         await _send_publication(topic, payload, traceparent)
+
+
+def _size(payload: str) -> int:
+    return len(payload) if payload.isascii() else len(payload.encode())
 
 
 async def _send_publication(topic: str, payload: str, traceparent: str | None) -> None:
@@ -150,7 +154,7 @@ class _Producing:
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if self._trace is not None:
-            self._trace.end(self.outcome, error)
+            self._trace.end(self.outcome, "" if error is None else kind_of(error))
 
     async def __aexit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         self.__exit__(kind, error, traceback)

@@ -22,7 +22,7 @@ from .protocol import (
     UnsubscribeRequest,
     traceparent_in,
 )
-from .telemetry import Attributes, Key, Name, Origin, SpanKind, Trace, Tracing, current
+from .telemetry import Attributes, Key, Name, Origin, SpanKind, Trace, Tracing, current, kind_of
 from .topics import find_topic
 
 Frame = str | bytes | None
@@ -36,25 +36,22 @@ class Outcome:
     def __init__(self) -> None:
         self.code = ""
         """The error code that it was answered with, if it was."""
-        self.fault: BaseException | None = None
-        """What its handling failed by."""
+        self.fault = ""
+        """The kind of exception that its handling failed by, if it did."""
 
     def begin(self) -> None:
         """Forget the last request."""
-        self.code = ""
-        self.fault = None
+        self.code = self.fault = ""
 
     @property
     def word(self) -> str:
         """What came of it in one word: OK, or an error code."""
-        return self.code or (Status.OK if self.fault is None else ErrorCode.INTERNAL_ERROR)
+        return self.code or (ErrorCode.INTERNAL_ERROR if self.fault else Status.OK)
 
     @property
-    def error(self) -> BaseException | str | None:
+    def error(self) -> str:
         """What the server failed by, if it did: where nothing was raised, the code says so."""
-        if self.fault is None and self.code == ErrorCode.INTERNAL_ERROR:
-            return ErrorCode.INTERNAL_ERROR.value
-        return self.fault
+        return self.fault or (self.code if self.code == ErrorCode.INTERNAL_ERROR else "")
 
 
 class Spans:
@@ -100,7 +97,7 @@ class Spans:
             if subprotocol == SUBPROTOCOL:  # any other may be whatever the client offered
                 self._accepting.set(Key.SUBPROTOCOL, subprotocol)
 
-    def end(self, attributes: Attributes, error: BaseException | None = None) -> None:
+    def end(self, attributes: Attributes, error: str = "") -> None:
         """End the span in which the connection is let in, unless that was done."""
         trace, self._accepting = self._accepting, None
         if trace is not None:
@@ -116,22 +113,22 @@ class Spans:
         attributes: dict[Key, str | int] = {Key.REQUEST: request.type}
         if isinstance(request, SubscribeRequest | UnsubscribeRequest) and (topic := find_topic(request.topic)):
             attributes[Key.TOPIC] = topic.name
-        if isinstance(request, EchoRequest | UnsubscribeRequest):  # no code of the site's that has spans of its own
-            began = time.time_ns()
-            await work(request)
-            self._note(name, attributes, frame, began)
-            return
+        # In these there is no code of the site's to find a current span, so that none has to be waited for.
+        afterwards = isinstance(request, EchoRequest | UnsubscribeRequest)
+        began = time.time_ns()
         trace = None
-        if self._tracing.on:
+        if self._tracing.on and not afterwards:
             trace = await self._tracing.start(name, SpanKind.SERVER, *self._request(attributes, frame))
         try:
             with current(trace):
                 await work(request)
         except BaseException as error:
-            self._outcome.fault = error
+            self._outcome.fault = kind_of(error)
             raise
         finally:
-            if trace is not None:
+            if afterwards:
+                self._note(name, attributes, frame, began)
+            elif trace is not None:
                 trace.end({Key.OUTCOME: self._outcome.word}, self._outcome.error)
 
     def note_invalid(self, frame: Frame) -> None:

@@ -120,16 +120,20 @@ class _Worker:
         self._thread: threading.Thread | None = None
         self._jobs: SimpleQueue[Callable[[], Any]] = SimpleQueue()
 
-    def post(self, job: Callable[[], Any]) -> bool:
-        """Do ``job`` later, or drop it. Return whether it is to be done."""
-        if self._jobs.qsize() >= WAITING_JOBS:
+    def post(self, job: Callable[[], Any], what: str = "") -> bool:
+        """Do ``job`` later, or drop it. Return whether it is to be done. Each ``span`` that is dropped counts."""
+        try:
+            if self._thread is None:
+                self._begin()
+            if self._jobs.qsize() < WAITING_JOBS:
+                self._jobs.put(job)
+                return True
+        except RuntimeError as error:  # no thread can be started
+            complain(logger, logging.ERROR, "event=telemetry_failed error=RuntimeError", "", error=error)
+        if what == "span":
             self.dropped += 1
             complain(logger, logging.WARNING, "event=spans_dropped", "hint=%r", "the tracer provider is too slow")
-            return False
-        if self._thread is None:
-            self._begin()
-        self._jobs.put(job)
-        return True
+        return False
 
     def _begin(self) -> None:
         with self._lock:
@@ -146,7 +150,9 @@ class _Worker:
             await asyncio.wait([asyncio.wrap_future(done)], timeout=START_TIMEOUT)
 
     def _finish(self) -> None:
-        """Do the same when the process ends."""
+        """Do the same when the process ends, unless it is a child that the thread did not come along to."""
+        if worker is not self:
+            return
         done = threading.Event()
         if self.post(done.set):
             done.wait(START_TIMEOUT)
@@ -210,9 +216,9 @@ class Trace:
         """Add an attribute."""
         worker.post(partial(self._span.set_attribute, key.value, value))
 
-    def end(self, attributes: Attributes, error: BaseException | str | None = None) -> None:
-        """End the span now. ``error`` is what the server failed by, if it did: its kind, as texts may hold anything."""
-        worker.post(partial(_end, self._span, attributes, error, time.time_ns()))
+    def end(self, attributes: Attributes, error: str = "") -> None:
+        """End the span now. ``error`` is the kind of what the server failed by, if it did."""
+        worker.post(partial(_end, self._span, attributes, error, time.time_ns()), "span")
 
 
 def current(trace: Trace | None) -> AbstractContextManager[None]:
@@ -220,10 +226,15 @@ def current(trace: Trace | None) -> AbstractContextManager[None]:
     return nullcontext() if trace is None else trace.current()
 
 
-def _end(span: Span, attributes: Attributes, error: BaseException | str | None, ended: int) -> None:
+def kind_of(error: BaseException) -> str:
+    """Return what is recorded of an exception: its message may hold anything, and it would keep its frames alive."""
+    return type(error).__qualname__
+
+
+def _end(span: Span, attributes: Attributes, error: str, ended: int) -> None:
     span.set_attributes(plain(attributes))
-    if error is not None:
-        span.set_attribute(Key.ERROR.value, error if isinstance(error, str) else type(error).__qualname__)
+    if error:
+        span.set_attribute(Key.ERROR.value, error)
         span.set_status(Status(StatusCode.ERROR))
     span.end(ended)
 
@@ -241,7 +252,14 @@ class Tracing:
         """Whether anything may be recorded: there is a provider, and it answers."""
         if self._off_until and time.monotonic() < self._off_until:
             return False
-        return self.provider is not None or not isinstance(otel_trace.get_tracer_provider(), NO_PROVIDERS)
+        if self.provider is not None:
+            return True
+        try:  # OTEL_PYTHON_TRACER_PROVIDER has the first call look for a package, which need not be there
+            return not isinstance(otel_trace.get_tracer_provider(), NO_PROVIDERS)
+        except Exception as error:  # noqa: BLE001
+            self._off_until = time.monotonic() + OFF_FOR
+            complain(logger, logging.ERROR, "event=telemetry_failed reason=provider", "", error=error)
+            return False
 
     @property
     def on_here(self) -> bool:
@@ -285,7 +303,7 @@ class Tracing:
         links: Sequence[Origin] = (),
         *,
         began: int,
-        error: BaseException | str | None = None,
+        error: str = "",
     ) -> None:
         """Record a span that began at ``began`` (``time.time_ns``) and ends now, in which nothing else is recorded."""
         ended = time.time_ns()
@@ -294,7 +312,7 @@ class Tracing:
             if (trace := self._open(name, kind, attributes, parent, links, began)) is not None:
                 _end(trace._span, {}, error, ended)
 
-        worker.post(record)
+        worker.post(record, "span")
 
     def _start(
         self, name: str, kind: SpanKind, attributes: Attributes, parent: Origin, links: Sequence[Origin]
@@ -311,11 +329,12 @@ class Tracing:
             finally:
                 future.set_result(trace)
 
-        if not worker.post(work):
+        if not worker.post(work, "span"):
             future.set_result(None)
         return future
 
     def _give_up(self, starting: Future[Trace | None]) -> None:
+        starting.cancel()
         self._off_until = time.monotonic() + OFF_FOR
         complain(logger, logging.WARNING, "event=telemetry_slow", "effect=not_traced seconds=%g", OFF_FOR)
         _end_when_done(starting)
@@ -336,7 +355,7 @@ class Tracing:
             self._tracer = provider.get_tracer(SCOPE, __version__)
         contexts = [_span_context(link) for link in links]
         span = self._tracer.start_span(
-            name,
+            str(name),
             context=_context(parent),
             kind=kind,
             attributes=plain(attributes),
@@ -464,12 +483,13 @@ class Requests:
             self.ok += 1
         self.duration.add(seconds)
 
-    def refuse(self, code: str) -> None:
-        self.refused[code if code in self.refused or len(self.refused) < MOST_OUTCOMES else "other"] += 1
+    def refuse(self, code: str, times: int = 1) -> None:
+        self.refused[code if code in self.refused or len(self.refused) < MOST_OUTCOMES else "other"] += times
 
     def absorb(self, other: Requests) -> None:
         self.ok += other.ok
-        self.refused.update(other.refused)
+        for code, times in other.refused.items():
+            self.refuse(code, times)
         self.duration.absorb(other.duration)
 
 
@@ -547,7 +567,6 @@ class LoopLag:
         self._loop = loop
         self._windows = (0.0, 0.0)
         self._until = 0.0
-        self._due = time.monotonic()
         self._timer = self._next()
 
     @property

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -38,6 +39,10 @@ class Threads:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._lock = threading.Lock()
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        self._pid = os.getpid()
         self._started = 0
         self._busy = 0
         self._work: SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = SimpleQueue()
@@ -62,6 +67,8 @@ class Threads:
         return await asyncio.wrap_future(future)
 
     def _submit(self, function: Callable[[], T]) -> Future[T]:
+        if self._pid != os.getpid():  # forked: the threads did not come along, nor did what they were to do
+            self._begin_anew()
         future: Future[T] = Future()
         self._busy += 1
         if self._started < min(self._busy, self._limit):

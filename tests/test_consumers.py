@@ -885,6 +885,8 @@ async def test_exception_in_disconnect_is_logged_and_leaves_nothing(caplog: pyte
 async def test_exception_of_a_client_that_has_gone_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
     class Raising(RealtimeConsumer):
         async def receive_json(self, request: AnyRequest, **_: Any) -> None:
+            assert self.connection is not None
+            self.connection.abort()
             raise ConnectionResetError
 
     async with connected(Raising.as_asgi()) as client:

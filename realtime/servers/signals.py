@@ -15,6 +15,7 @@ import signal
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from contextvars import Context
 from types import FrameType
 from typing import Any
 
@@ -81,7 +82,8 @@ class _Handler:
         if self._handed_on or not self._loop.is_running():
             self._behind[number](number, frame)
         else:
-            self._loop.call_soon_threadsafe(self._told, number)
+            # On behalf of nobody: it may have interrupted what is done for some connection.
+            self._loop.call_soon_threadsafe(self._told, number, context=Context())
 
     def _told(self, number: int) -> None:
         now = time.monotonic()
