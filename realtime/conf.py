@@ -33,7 +33,10 @@ def provider_of(method: str) -> BeforeValidator:
             except ImportError as error:
                 raise ValueError(str(error)) from None
         if isinstance(value, type) or (callable(value) and not hasattr(value, method)):
-            value = _call_once(value)
+            try:
+                value = _call_once(value)
+            except Exception as error:  # it is the site's own code
+                raise ValueError(f"it failed: {error!r}") from error
         if value is not None and not hasattr(value, method):
             raise ValueError(f"a provider has a method {method}()")
         return value

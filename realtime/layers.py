@@ -139,8 +139,8 @@ def waiting(layer: Any, channel: str | None, loop: asyncio.AbstractEventLoop) ->
     ``loop`` is the receiver's event loop, on which this need not run. Like ``count_members`` this looks behind the
     layers it knows.
     """
-    if (layers := vars(layer).get("_layers")) is not None:  # channels_redis.pubsub has one for each event loop
-        layer = layers.get(loop)
+    if "receive_buffer" not in vars(layer) and (layers := vars(layer).get("_layers")) is not None:
+        layer = layers.get(loop)  # channels_redis.pubsub's for that loop
     queues = getattr(layer, "channels", None)  # the in-memory layer's and channels_redis.pubsub's
     if queues is None:
         queues = getattr(layer, "receive_buffer", {})  # channels_redis.core's

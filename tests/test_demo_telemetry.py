@@ -356,10 +356,10 @@ def test_setup_is_done_once() -> None:
 from demows_project import telemetry
 from django.conf import settings
 telemetry.setup()
-print([name.rpartition(".")[2] for name in settings.MIDDLEWARE[:3]], len(settings.MIDDLEWARE), telemetry._providers)
+print([name.rpartition(".")[2] for name in settings.MIDDLEWARE[:4]], len(settings.MIDDLEWARE), telemetry._providers)
 """
     [line, *logged] = script(code, DEBUG="1")
-    assert line.startswith("['without_query', '_DjangoMiddleware', 'SecurityMiddleware'] 11 [<")
+    assert line.startswith("['without_query', '_DjangoMiddleware', 'without_messages', 'SecurityMiddleware'] 12 [<")
     assert line.count("MeterProvider") == 1
     assert logged == []
 

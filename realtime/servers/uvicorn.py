@@ -22,8 +22,17 @@ logger = logging.getLogger("realtime.servers")
 
 PROTOCOL = ("uvicorn.protocols.websockets.websockets_sansio_impl", "WebSocketsSansIOProtocol")
 USED_ATTRIBUTES = (
-    *("close_sent", "close_timeout", "close_timer", "conn", "data_received", "disconnected", "handle_cont"),
-    *("handle_ping", "handle_pong", "handshake_complete", "loop", "pause_writing", "queue", "read_paused"),
+    *("close_sent", "close_timeout", "close_timer", "conn", "connection_lost", "data_received", "disconnected"),
+    *(
+        "handle_cont",
+        "handle_ping",
+        "handle_pong",
+        "handshake_complete",
+        "loop",
+        "pause_writing",
+        "queue",
+        "read_paused",
+    ),
     *("resume_writing", "send", "transport", "writable"),
 )
 NOT_UTF8 = "Invalid UTF-8 sequence received from client."
@@ -181,6 +190,7 @@ def _quiet(record: logging.LogRecord) -> bool:
 def _repair(protocol_class: Any) -> None:
     """Mend the class in place, unless that was done: where it knows of a wire, tell the wire what happens."""
     shutdown, keepalive_timeout = protocol_class.shutdown, protocol_class.keepalive_timeout
+    connection_lost = protocol_class.connection_lost
     if hasattr(shutdown, "__wrapped__"):
         return
 
@@ -203,6 +213,12 @@ def _repair(protocol_class: Any) -> None:
             keepalive_timeout(self)
             self.loop.call_later(LAST_WORDS, self.transport.abort)
 
+    @functools.wraps(connection_lost)
+    def end(self: Any, error: Exception | None) -> None:
+        if self.__dict__.get(WIRE) is not None and self.conn.close_rcvd is None:
+            self.handshake_complete = False  # uvicorn says 1006 then, and sets this again
+        connection_lost(self, error)
+
     logging.getLogger("uvicorn.error").addFilter(_quiet)
     data_received = protocol_class.data_received
 
@@ -214,6 +230,7 @@ def _repair(protocol_class: Any) -> None:
         else:
             wire.take(data)
 
+    protocol_class.connection_lost = end
     protocol_class.shutdown = shut_down_once
     protocol_class.keepalive_timeout = give_up
     protocol_class.data_received = take_in_pieces

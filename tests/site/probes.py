@@ -10,6 +10,7 @@ from collections import Counter
 from django.http import JsonResponse
 
 from realtime import aclose_connections, apublish
+from realtime.events import PingEvent
 from realtime.hub import get_hub
 
 logger = logging.getLogger("tests.site")
@@ -100,4 +101,14 @@ async def close_twice(request):
 def hold(request):
     """Hold a thread, which nothing can cancel."""
     time.sleep(float(request.GET["seconds"]))
+    return JsonResponse({})
+
+
+async def block(request):
+    """Hold the event loop, and with it everybody on it, while so many messages wait for the hub."""
+    link = get_hub().link
+    for _ in range(int(request.GET.get("messages", "0"))):
+        message = link.layer.serialize(PingEvent(nonce="").to_message())
+        link.layer.channels[link.channel].put_nowait(message)
+    time.sleep(float(request.GET["seconds"]))  # noqa: ASYNC251 - that is what is tested
     return JsonResponse({})

@@ -3,6 +3,8 @@
 from django.contrib import admin
 from django.urls import include, path
 
+from realtime.prometheus import metrics
+
 from . import pages, probes, views
 
 urlpatterns = [
@@ -21,5 +23,7 @@ urlpatterns = [
     path("publish_number/", probes.publish_number),
     path("close_twice/", probes.close_twice),
     path("hold/", probes.hold),
+    path("block/", probes.block),
+    path("metrics", metrics),
     path("browser/", pages.browser),
 ]
