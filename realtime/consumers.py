@@ -108,6 +108,7 @@ class RealtimeConsumer(AsyncJsonWebsocketConsumer):
         self._identity = Identity()
         self._address = address_of(scope, self.hub.settings.TRUSTED_HOPS)
         self._user = ""
+        self._requests = self.hub.stats.requests
         self._outcome = Outcome()
         trust = self.hub.settings.TRUST_CLIENT_TRACEPARENT
         self._spans = Spans(self.hub.tracing, self._outcome, trust_client=trust)
@@ -259,7 +260,7 @@ class RealtimeConsumer(AsyncJsonWebsocketConsumer):
             kind, req_id = type(request), request.req_id
         except RequestError as error:
             req_id = error.req_id
-        self.hub.stats.requests[kind].refuse(ErrorCode.RATE_LIMITED.value)
+        self._requests[kind].refuse(ErrorCode.RATE_LIMITED.value)
         settings = self.hub.settings
         text = f"at most {settings.RATE_LIMIT:g} requests a second, and {settings.RATE_BURST} at once"
         await self.send_json(ErrorMessage(message=text, code=ErrorCode.RATE_LIMITED, req_id=req_id))
@@ -312,12 +313,14 @@ class RealtimeConsumer(AsyncJsonWebsocketConsumer):
         """Parse a frame, text or binary, and handle the request in it; answer with an error if there is none."""
         frame = text_data if text_data is not None else bytes_data
         began = time.perf_counter()
-        self._outcome.begin()
+        outcome = self._outcome
+        if outcome.code or outcome.fault:
+            outcome.begin()
         request = None
         try:
             request = parse(frame if frame is not None else "")
         except RequestError as error:
-            self._outcome.code = error.code
+            outcome.code = error.code
             await self.send_json(ErrorMessage(message=error.message, code=ErrorCode(error.code), req_id=error.req_id))
             if self._spans.accepted is not None:
                 self._spans.note_invalid(frame)
@@ -326,7 +329,7 @@ class RealtimeConsumer(AsyncJsonWebsocketConsumer):
                 await self.receive_json(request)
             else:
                 await self._spans.handle(request, frame, self.receive_json)
-        self.hub.stats.requests[type(request)].add(self._outcome.code, time.perf_counter() - began)
+        self._requests[type(request)].add(outcome.code, time.perf_counter() - began)
 
     async def receive_json(self, request: AnyRequest | SiteRequest, **_: Any) -> None:
         """Handle one request and answer it; one whose handler raises is answered ``INTERNAL_ERROR``."""
