@@ -232,7 +232,7 @@ class Hub:
                     if (backlog := connection.backlog) is not None:
                         outbox += backlog.buffered + backlog.latest_size
                         congested += backlog.congested
-                del everybody[-CONNECTIONS_A_TURN:], connection  # or else the last one would be kept alive
+                del everybody[-CONNECTIONS_A_TURN:], connection, backlog  # or else the last one would be kept alive
                 await asyncio.sleep(0)
             self.stats.outbox, self.stats.congested = outbox, congested
 
