@@ -30,6 +30,8 @@ class Connection(asyncio.Protocol):
     def __init__(self, server: Server, path: str, on_failure: Callable[[Exception], None]) -> None:
         loop = asyncio.get_running_loop()
         self.on_frame: Callable[[bytes], None] = ignore
+        self.asked = 0.0
+        """When the last request was sent, where the load measures how long answers take."""
         self.opened: asyncio.Future[None] = loop.create_future()
         self._lost: asyncio.Future[None] = loop.create_future()
         self._on_failure = on_failure

@@ -4,7 +4,7 @@ The peer: a site with the consumer of the Channels tutorial, behind session auth
 It has the demo's database and channel layer, and not realtime, which repairs Daphne where it is installed.
 """
 
-from datetime import UTC, datetime
+import time
 from typing import Any
 
 import django
@@ -12,7 +12,8 @@ from django.conf import settings
 
 from demows_project import settings as demo
 
-from .trigger import DATA, with_trigger
+from .lifespan import lifespan
+from .trigger import publication, with_trigger
 
 settings.configure(
     SECRET_KEY=demo.SECRET_KEY,
@@ -29,21 +30,25 @@ from channels.layers import get_channel_layer  # noqa: E402
 from channels.routing import ProtocolTypeRouter, URLRouter  # noqa: E402
 from django.urls import path  # noqa: E402
 
-GROUP = "prices"
-
 
 class PlainConsumer(AsyncJsonWebsocketConsumer):
-    """Join a group, pass on what is sent to it, and echo, for who is signed in: in the messages that realtime uses."""
+    """
+    Join the group in the path, pass on what is sent to it, and echo, for who is signed in.
+
+    The messages are those that realtime uses.
+    """
 
     async def connect(self) -> None:
         if not self.scope["user"].is_authenticated:
             await self.close()
             return
-        await self.channel_layer.group_add(GROUP, self.channel_name)
+        self.began = time.monotonic()
+        self.group = self.scope["url_route"]["kwargs"]["topic"]
+        await self.channel_layer.group_add(self.group, self.channel_name)
         await self.accept()
 
     async def disconnect(self, code: int) -> None:
-        await self.channel_layer.group_discard(GROUP, self.channel_name)
+        await self.channel_layer.group_discard(self.group, self.channel_name)
 
     async def receive_json(self, content: dict[str, Any]) -> None:
         data = {"echo": content["echo"]}
@@ -52,22 +57,17 @@ class PlainConsumer(AsyncJsonWebsocketConsumer):
     async def publication(self, event: dict[str, Any]) -> None:
         await self.send_json(event)
 
-
-async def publish() -> None:
-    event = {"type": "publication", "topic": GROUP, "data": DATA, "timestamp": datetime.now(UTC).isoformat()}
-    await get_channel_layer().group_send(GROUP, event)
+    async def heartbeat(self, event: dict[str, Any]) -> None:
+        await self.send_json({**event, "uptime_seconds": str(int(time.monotonic() - self.began))})
 
 
-async def lifespan(scope: Any, receive: Any, send: Any) -> None:
-    """Tell uvicorn that there is nothing to start or to stop."""
-    while True:
-        message = await receive()
-        await send({"type": f"{message['type']}.complete"})
+async def publish(topic: str) -> None:
+    await get_channel_layer().group_send(topic, publication(topic))
 
 
 site = ProtocolTypeRouter(
     {
-        "websocket": AuthMiddlewareStack(URLRouter([path("ws/", PlainConsumer.as_asgi())])),
+        "websocket": AuthMiddlewareStack(URLRouter([path("ws/<str:topic>/", PlainConsumer.as_asgi())])),
         "lifespan": lifespan,
     }
 )

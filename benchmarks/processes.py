@@ -9,8 +9,8 @@ import socket
 import sys
 import time
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,14 +46,21 @@ class Server:
         return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * resource.getpagesize()
 
 
-@asynccontextmanager
-async def serving(
+def serving(
     name: str, application: str, environment: dict[str, str], directory: Path, cookie: str
-) -> AsyncIterator[Server]:
+) -> AbstractAsyncContextManager[Server]:
     """Run the server called ``name``, "daphne" or "uvicorn", with an ASGI application."""
+    command = [sys.executable, "-m", *COMMANDS[name]]
+    return serving_by(command, [application], environment, directory, cookie)
+
+
+@asynccontextmanager
+async def serving_by(
+    command: Sequence[str], arguments: Sequence[str], environment: dict[str, str], directory: Path, cookie: str
+) -> AsyncIterator[Server]:
+    """Run ``command`` with a port, and ``arguments`` after that."""
     port = free_port()
-    command = [sys.executable, "-m", *COMMANDS[name], str(port), application]
-    async with running(command, port, environment, directory / f"{port}.log") as pid:
+    async with running([*command, str(port), *arguments], port, environment, directory / f"{port}.log") as pid:
         yield Server(pid, port, cookie)
 
 

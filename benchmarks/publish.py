@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from .processes import Server, failure, start, stop
-from .scenarios import PATIENCE, Sample
+from .samples import Sample
+from .scenarios import PATIENCE
 from .sites import Place
 
 

@@ -26,7 +26,7 @@ def plain() -> Callable[[], None]:
 
     from .plain_site import publish
 
-    return lambda: async_to_sync(publish)()  # as the documentation of Channels has it, made anew for each call
+    return lambda: async_to_sync(publish)("prices")  # as the documentation of Channels has it, made anew for each call
 
 
 def publish_for(seconds: float, publish: Callable[[], None]) -> tuple[int, float, float]:

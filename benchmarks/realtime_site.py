@@ -1,4 +1,4 @@
-"""The site under test: the demo's settings, realtime, which reads the session's user, two topics, and the trigger."""
+"""The site under test: the demo's settings, realtime, which reads the session's user, topics, and the trigger."""
 
 import os
 
@@ -14,10 +14,11 @@ from realtime.routing import with_realtime  # noqa: E402
 
 prices = Topic("prices")  # for those who have signed in
 items = Topic("items.{number:int}")
+news = Topic("news", public=True)
 
 
-async def publish() -> None:
-    await apublish("prices", DATA)
+async def publish(topic: str) -> None:
+    await apublish(topic, DATA)
 
 
 application = with_trigger(with_realtime(django_application), publish)

@@ -14,7 +14,7 @@ from redis import Redis
 from .connection import Connection, connect, ignore
 from .processes import HOST, Server
 from .scenarios import SETTLE, WARM_UP, Fanout, ask, subscribe
-from .sites import Place
+from .sites import SITES, Place
 from .trigger import PATH
 
 PROCESSES = (1, 2, 3, 4)
@@ -31,6 +31,8 @@ COLUMNS = {
     "per_second": ("deliveries/s", ",.0f"),
     "server_cpu_us": ("server µs", ".2f"),
     "load_cpu_us": ("load µs", ".2f"),
+    "p50_ms": (" p50 ms", ".1f"),
+    "p99_ms": (" p99 ms", ".1f"),
     "process_mib": ("MiB/process", ".1f"),
     "connection_kib": ("KiB/connection", ".1f"),
     "redis_cpu_us": ("Redis µs", ".1f"),
@@ -48,7 +50,7 @@ class Spread(Fanout):
     """Have the subscribers on several servers, evenly, and let a process publish that has none."""
 
     def __init__(self, servers: list[Server], publisher: Server) -> None:
-        super().__init__(publisher, subscribe=True)
+        super().__init__(publisher, SITES["realtime"])
         self._servers = servers
         self._turns = cycle(servers)
 

@@ -3,23 +3,27 @@
 import asyncio
 import time
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 from .connection import Connection, client_frame, connect
 from .processes import Server
+from .samples import MAX_TIMES, Sample
+from .sites import Site
 from .trigger import PATH
 
 PATIENCE = 30.0
 """Seconds that the answers may take after the last request of a run."""
-WARM_UP = 1.0
+WARM_UP = 0.5
 """Seconds that each site is driven for before anything counts."""
 CONNECTS_AT_ONCE = 50
 SETTLE = 1.5
 """Seconds after which a server has caught up with what it puts off: the registry writes about once a second."""
-ECHO = client_frame(b'{"type":"echo_request","reqId":"1","echo":"Hello"}')
-PUBLISH = client_frame(b"publish")
+FIRST_CONNECTS = 10
+"""Clients that come and go before memory is looked at, and make the server load all that they need."""
+BEAT_INTERVAL = 0.5
 
 
 def subscribe(topic: str) -> bytes:
@@ -34,47 +38,30 @@ async def ask(connection: Connection, request: bytes) -> None:
         raise RuntimeError(f"the request was refused: {answer!r}")
 
 
-class Sample(NamedTuple):
-    """Hold what was counted in so many seconds, and the seconds of CPU time of each process that counts."""
-
-    units: int
-    seconds: float
-    cpu: dict[str, float]
-
-    def plus(self, other: "Sample") -> "Sample":
-        """Return both measurements as one."""
-        cpu = {name: taken + other.cpu[name] for name, taken in self.cpu.items()}
-        return Sample(self.units + other.units, self.seconds + other.seconds, cpu)
-
-    def figures(self) -> dict[str, float]:
-        cpu = {f"{name}_cpu_us": taken / self.units * 1e6 for name, taken in self.cpu.items()}
-        return {"per_second": self.units / self.seconds, **cpu}
-
-
 class Load(ABC):
-    """
-    Be the clients of one site. A subclass says what a run begins with, and what each frame leads to.
-
-    With ``subscribe`` they send a subscribe request; else the site subscribes them by itself.
-    """
+    """Be the clients of one site. A subclass says what a run begins with, and what each frame leads to."""
 
     unit: ClassVar[str]
     plural: ClassVar[str]
-    sites: ClassVar[tuple[str, ...]] = ("realtime", "plain")
+    sites: ClassVar[tuple[str, ...]]
+    """What is measured: realtime, and its peers."""
+    environment: ClassVar[dict[str, str]] = {}
+    """What the servers are given besides what their sites say."""
     connections_by_default: ClassVar[int]
-    seconds_by_default: ClassVar[float] = 3.0
+    seconds_by_default: ClassVar[float] = 2.0
     settle: ClassVar[float] = 0.0
     """Seconds after a run in which the CPU time still counts, for what the server has put off."""
-    subscription: ClassVar[bytes] = subscribe("prices")
+    topic: ClassVar[str] = "prices"
     expected: ClassVar[bytes] = b""
     """What each frame holds; anything else ends the benchmark, so that no refusal is counted."""
 
-    def __init__(self, server: Server, *, subscribe: bool) -> None:
+    def __init__(self, server: Server, site: Site) -> None:
         self.connections: list[Connection] = []
         self._server = server
-        self._subscribe = subscribe
+        self._site = site
         self._size = 0
         self._count = 0
+        self._times: deque[float] = deque(maxlen=MAX_TIMES)
         self._missing = 0
         self._time_is_up = False
         self._end: asyncio.Future[None] | None = None
@@ -83,7 +70,8 @@ class Load(ABC):
     async def connect(self, count: int) -> None:
         """Connect ``count`` clients, and subscribe them."""
         while missing := min(CONNECTS_AT_ONCE, count - len(self.connections)):
-            self.connections += await asyncio.gather(*(self._subscriber() for _ in range(missing)))
+            numbers = range(len(self.connections), len(self.connections) + missing)
+            self.connections += await asyncio.gather(*(self._subscriber(self._topic(number)) for number in numbers))
         await self._prepare()
 
     async def run(self, seconds: float) -> Sample:
@@ -94,6 +82,7 @@ class Load(ABC):
         """
         loop = asyncio.get_running_loop()
         self._count = 0
+        self._times.clear()
         self._time_is_up = False
         if self._error is not None:
             raise self._error
@@ -110,7 +99,8 @@ class Load(ABC):
             timer.cancel()
         elapsed = time.perf_counter() - began
         await asyncio.sleep(min(self.settle, seconds))
-        return Sample(self._count, elapsed, {name: now - before[name] for name, now in self._clocks().items()})
+        cpu = {name: now - before[name] for name, now in self._clocks().items()}
+        return Sample(self._count, elapsed, cpu, [*self._times])
 
     def close(self) -> None:
         """Drop all connections."""
@@ -120,11 +110,16 @@ class Load(ABC):
     async def _connect(self, path: str) -> Connection:
         return await connect(self._server, path, self._fail)
 
-    async def _subscriber(self) -> Connection:
+    async def _subscriber(self, topic: str) -> Connection:
+        if not self._site.subscribe:
+            return await self._connect(f"/ws/{topic}/")
         connection = await self._connect("/ws/")
-        if self._subscribe:
-            await ask(connection, self.subscription)
+        await ask(connection, subscribe(topic))
         return connection
+
+    def _topic(self, number: int) -> str:
+        """Return what the client with this number subscribes to."""
+        return self.topic
 
     @abstractmethod
     async def _prepare(self) -> None:
@@ -156,61 +151,164 @@ class Load(ABC):
             self._end.set_exception(error)
 
 
+class Room:
+    """Be one topic's subscribers, and the broadcast that is on its way to them."""
+
+    __slots__ = ("began", "missing", "publish", "size")
+
+    def __init__(self, size: int, publish: Callable[[], None]) -> None:
+        self.size = size
+        self.publish = publish
+        self.missing = 0
+        self.began = 0.0
+
+
 class Fanout(Load):
     """Publish to subscribers of one topic; the next broadcast begins when the last has reached everybody."""
 
     unit, plural = "delivery", "deliveries"
-    sites = ("realtime", "plain", "unobserved", "traced")
+    sites: ClassVar[tuple[str, ...]] = ("realtime", "bare", "ws", "plain", "chanx", "unobserved", "traced")
     connections_by_default = 2000
     expected = b'"publication"'
+    at_once = 1
+    """Broadcasts on their way at any time, each on a topic of its own."""
+
+    async def _prepare(self) -> None:
+        publisher = await self._connect(PATH)
+        members: dict[str, list[Connection]] = {}
+        for number, connection in enumerate(self.connections):
+            members.setdefault(self._topic(number), []).append(connection)
+        self._idle: deque[Room] = deque()
+        for topic, connections in members.items():
+            room = Room(len(connections), partial(publisher.write, client_frame(topic.encode())))
+            self._idle.append(room)
+            for connection in connections:
+                connection.on_frame = partial(self._delivered, room)
+        self.connections.append(publisher)
+
+    def _begin(self) -> None:
+        self._missing = 0
+        for _ in range(min(self.at_once, len(self._idle))):
+            self._broadcast()
+
+    def _broadcast(self) -> None:
+        """Publish on the topic that has been without a broadcast for longest."""
+        room = self._idle.popleft()
+        room.missing = room.size
+        self._missing += room.size
+        room.began = time.perf_counter()
+        room.publish()
+
+    def _delivered(self, room: Room, frame: bytes) -> None:
+        if len(frame) != self._size:
+            self._check(frame)
+        room.missing -= 1
+        if room.missing:
+            return
+        self._times.append(time.perf_counter() - room.began)
+        self._count += room.size
+        self._missing -= room.size
+        self._idle.append(room)
+        if not self._time_is_up:
+            self._broadcast()
+        elif not self._missing:
+            self._finish()
+
+
+class Rooms(Fanout):
+    """Publish on many topics that have ten subscribers each, some of them at once."""
+
+    sites = ("realtime", "bare", "ws", "plain", "chanx")
+    at_once = 20
+    each: ClassVar[int] = 10
+    first: ClassVar[int] = 1000
+    """The first topic's number: all have as many digits, so that all frames are of one size."""
+
+    def _topic(self, number: int) -> str:
+        return f"items.{self.first + number // self.each}"
+
+
+class Heartbeats(Load):
+    """
+    Receive heartbeats, and do nothing else.
+
+    Realtime beats by itself. Peers are told to by a timer, which waits while a beat has not reached everybody.
+    """
+
+    unit, plural = "beat", "beats"
+    sites = ("realtime", "plain")
+    environment = {"REALTIME_HEARTBEAT_INTERVAL": str(BEAT_INTERVAL)}
+    connections_by_default = 2000
+    topic = "heartbeat"
+    expected = b'"heartbeat"'
 
     async def _prepare(self) -> None:
         for connection in self.connections:
             connection.on_frame = self._delivered
-        publisher = await self._connect(PATH)
-        self._publish: Callable[[], None] = partial(publisher.write, PUBLISH)
         self._subscribers = len(self.connections)
-        self.connections.append(publisher)
+        self._publisher = await self._connect(PATH)
+        self.connections.append(self._publisher)
+        self._timer: asyncio.TimerHandle | None = None
 
     def _begin(self) -> None:
         self._missing = self._subscribers
-        self._publish()
+        if not self._site.subscribe:
+            self._beat()
+
+    def _beat(self) -> None:
+        self._next = asyncio.get_running_loop().time() + BEAT_INTERVAL
+        self._publisher.write(client_frame(self.topic.encode()))
 
     def _delivered(self, frame: bytes) -> None:
         if len(frame) != self._size:
             self._check(frame)
         self._missing -= 1
-        if not self._missing:
-            self._count += self._subscribers
-            if self._time_is_up:
-                self._finish()
-            else:
-                self._begin()
+        if self._missing:
+            return
+        self._count += 1
+        if self._time_is_up:
+            self._finish()
+            return
+        self._missing = self._subscribers
+        if not self._site.subscribe:
+            self._timer = asyncio.get_running_loop().call_at(self._next, self._beat)
+
+    def _stop(self) -> None:
+        super()._stop()
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._count and self._missing == self._subscribers:
+            self._finish()
 
 
 class Echo(Load):
     """Send an echo request on each connection; the next goes out when the answer to the last is in."""
 
     unit, plural = "echo", "echoes"
-    sites = ("realtime", "plain", "unobserved", "traced")
+    sites = ("realtime", "bare", "ws", "plain", "chanx", "unobserved", "traced")
     connections_by_default = 50
     expected = b"Hello"
 
     async def _prepare(self) -> None:
+        self._request = client_frame(self._site.echo)
         for connection in self.connections:
             connection.on_frame = partial(self._echoed, connection)
 
     def _begin(self) -> None:
         self._missing = len(self.connections)
         for connection in self.connections:
-            connection.write(ECHO)
+            connection.asked = time.perf_counter()
+            connection.write(self._request)
 
     def _echoed(self, connection: Connection, frame: bytes) -> None:
         if len(frame) != self._size:
             self._check(frame)
+        now = time.perf_counter()
+        self._times.append(now - connection.asked)
         self._count += 1
         if not self._time_is_up:
-            connection.write(ECHO)
+            connection.asked = now
+            connection.write(self._request)
             return
         self._missing -= 1
         if not self._missing:
@@ -225,15 +323,15 @@ class Connect(Load):
     """
 
     unit, plural = "connect", "connects"
-    sites = ("realtime", "unregistered", "plain")
+    sites = ("realtime", "bare", "ws", "plain", "chanx", "unregistered")
     connections_by_default = 600
-    seconds_by_default = 6.0
+    seconds_by_default = 4.0
     settle = SETTLE
-    subscription = subscribe("heartbeat")
+    topic = "heartbeat"
 
     async def _prepare(self) -> None:
-        if self._subscribe:
-            await ask(self.connections[0], Load.subscription)  # for it one has to be signed in
+        if self._site.subscribe:
+            await ask(self.connections[0], subscribe(Load.topic))  # for it one has to be signed in
 
     def _begin(self) -> None:
         self._missing = CONNECTS_AT_ONCE
@@ -242,7 +340,7 @@ class Connect(Load):
     async def _come_and_go(self) -> None:
         try:
             while not self._time_is_up:
-                self.connections.append(await self._subscriber())
+                self.connections.append(await self._subscriber(self.topic))
                 await self.connections.pop(0).leave()
                 self._count += 1
         except (OSError, RuntimeError) as error:  # a TimeoutError is an OSError
@@ -252,4 +350,42 @@ class Connect(Load):
             self._finish()
 
 
-SCENARIOS: dict[str, type[Load]] = {"fanout": Fanout, "echo": Echo, "connect": Connect}
+class Idle(Load):
+    """Subscribe, and then do nothing: what the server's memory has grown by is divided by the connections."""
+
+    unit, plural = "connection", "connections"
+    sites = ("realtime", "bare", "ws", "plain", "chanx", "anonymous")
+    connections_by_default = 2000
+    topic = "news"
+
+    async def connect(self, count: int) -> None:
+        visitors = await asyncio.gather(*(self._subscriber(self.topic) for _ in range(FIRST_CONNECTS)))
+        if self._site.subscribe and self._site.sign_in:
+            await ask(visitors[0], subscribe(Load.topic))  # for it one has to be signed in
+        await asyncio.gather(*(visitor.leave() for visitor in visitors))
+        await asyncio.sleep(SETTLE)
+        self._empty = self._server.memory()
+        await super().connect(count)
+
+    async def run(self, seconds: float) -> Sample:
+        """Look at the memory after ``seconds``. Raises what went wrong on a connection."""
+        await asyncio.sleep(seconds)
+        if self._error is not None:
+            raise self._error
+        return Sample(len(self.connections), seconds, {}, memory=self._server.memory() - self._empty)
+
+    async def _prepare(self) -> None:
+        """Do nothing: what comes is ignored."""
+
+    def _begin(self) -> None:
+        """Do nothing."""
+
+
+SCENARIOS: dict[str, type[Load]] = {
+    "fanout": Fanout,
+    "rooms": Rooms,
+    "heartbeats": Heartbeats,
+    "echo": Echo,
+    "connect": Connect,
+    "idle": Idle,
+}

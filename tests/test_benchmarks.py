@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 
+from benchmarks.samples import Sample
+from benchmarks.sites import SITES, missing
+
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = [sys.executable, "-m", "benchmarks"]
 
@@ -35,14 +38,58 @@ def assert_compared(result: dict[str, Any], *figures: str) -> None:
         assert all(figure > 0 for figure in row.values()), result
 
 
+COSTS = ("per_second", "server_cpu_us", "load_cpu_us")
+LATENCIES = ("p50_ms", "p99_ms")
+
+
 @linux
 def test_every_scenario_yields_positive_figures(tmp_path: Path) -> None:
-    results = results_of("all --server uvicorn --connections 20 --seconds 0.5", tmp_path / "figures.json")
-    peers = {result["scenario"]: [*result["ratios"]] for result in results}
-    observed = ["plain", "unobserved", "traced"]
-    assert peers == {"fanout": observed, "echo": observed, "connect": ["unregistered", "plain"]}
+    peers = "--peer bare --peer plain --peer anonymous"
+    results = results_of(f"all --server uvicorn --connections 60 --seconds 0.2 {peers}", tmp_path / "figures.json")
+    assert {result["scenario"]: [*result["ratios"]] for result in results} == {
+        "fanout": ["bare", "plain"],
+        "rooms": ["bare", "plain"],
+        "heartbeats": ["plain"],
+        "echo": ["bare", "plain"],
+        "connect": ["bare", "plain"],
+        "idle": ["bare", "plain", "anonymous"],
+    }
     for result in results:
-        assert_compared(result, "per_second", "server_cpu_us", "load_cpu_us")
+        match result["scenario"]:
+            case "idle":
+                assert_compared(result, "connection_kib")
+            case "heartbeats" | "connect":
+                assert_compared(result, *COSTS)
+            case _:
+                assert_compared(result, *COSTS, *LATENCIES)
+
+
+@linux
+def test_peer_limits_what_is_measured(tmp_path: Path) -> None:
+    options = "all --server uvicorn --connections 5 --seconds 0.1 --peer unobserved --peer unregistered"
+    [fanout, echo, connect] = results_of(options, tmp_path / "figures.json")
+    assert (fanout["scenario"], [*fanout["figures"]]) == ("fanout", ["realtime", "unobserved"])
+    assert (echo["scenario"], [*echo["figures"]]) == ("echo", ["realtime", "unobserved"])
+    assert (connect["scenario"], [*connect["figures"]]) == ("connect", ["realtime", "unregistered"])
+
+
+@linux
+def test_realtime_is_measured_alone_where_no_peer_is_chosen(tmp_path: Path) -> None:
+    [result] = results_of("echo --server uvicorn --connections 5 --seconds 0.1 --peer none", tmp_path / "figures.json")
+    assert [*result["figures"]] == ["realtime"]
+    assert result["ratios"] == {}
+
+
+def test_site_that_cannot_be_measured_here_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SITES, "chanx", SITES["chanx"]._replace(absent=lambda: "chanx cannot be imported"))
+    assert missing("plain") is None
+    assert missing("chanx") == "chanx is left out: chanx cannot be imported"
+
+
+def test_percentiles_are_of_the_times_of_all_rounds() -> None:
+    rounds = Sample(50, 1.0, {}, [0.001] * 50), Sample(50, 1.0, {}, [0.002] * 48 + [0.5, 0.9])
+    figures = rounds[0].plus(rounds[1]).figures()
+    assert figures == {"per_second": 50, "p50_ms": 2, "p99_ms": 900}
 
 
 @linux
@@ -58,7 +105,7 @@ def test_scale_yields_the_figures_of_servers_and_redis(tmp_path: Path) -> None:
     assert (result["server"], result["processes"], result["connections"]) == ("uvicorn", 2, 10)
     figures = result["figures"]
     assert figures.keys() == {
-        *("per_second", "server_cpu_us", "load_cpu_us", "process_mib", "connection_kib"),
+        *(*COSTS, *LATENCIES, "process_mib", "connection_kib"),
         *("redis_cpu_us", "redis_commands", "redis_received", "redis_sent"),
     }
     assert figures["per_second"] > 0
@@ -77,9 +124,11 @@ def test_topics_yields_what_a_topic_costs(tmp_path: Path) -> None:
     ("options", "error"),
     [
         ("publish --layer memory", "publish measures what Redis is asked to do: leave out --layer memory"),
-        ("publish --connections 5", "publish takes no --connections, but --rounds, --seconds"),
+        ("publish --connections 5", "publish takes no --connections, but --peer, --rounds, --seconds"),
         ("topics --seconds 1", "topics takes no --seconds, but --processes, --server, --topics"),
-        ("fanout --processes 2", "fanout takes no --processes, but --connections, --rounds, --seconds, --server"),
+        ("fanout --processes 2", "fanout takes no --processes, but --connections, --peer, --rounds, --seconds"),
+        ("fanout --peer anonymous", "the peers of fanout are bare, ws, plain, chanx, unobserved, traced"),
+        ("scale --peer plain", "scale takes no --peer"),
         ("scale --processes 17", "argument --processes: invalid choice: 17"),
         ("scale --connections 0", "0 is not a number above 0"),
     ],
