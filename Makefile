@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 JOBS ?= 2
 
-.PHONY: serve test lint format bench soak outages clean
+.PHONY: serve test lint format bench benchmarks-doc soak outages clean
 
 serve: .venv/installed
 	DEBUG=$${DEBUG-1} exec $(BIN)/python manage.py serve $(ARGS)
@@ -26,6 +26,10 @@ format: .venv/installed
 
 bench: .venv/installed
 	$(BIN)/python -m benchmarks $(ARGS)
+
+benchmarks-doc: .venv/installed
+	$(BIN)/python -m benchmarks --json docs/benchmarks/figures.json $(ARGS)
+	$(BIN)/python -m benchmarks.report docs/benchmarks/figures.json
 
 soak: .venv/installed
 	$(BIN)/python -m benchmarks.soak $(ARGS)

@@ -1,13 +1,16 @@
-"""The benchmarks run and yield figures. How fast anything is is not tested here."""
+"""The benchmarks run, yield figures, and write them into the docs. How fast anything is is not tested here."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
+from benchmarks.report import BEGIN, END, PAGE, write
 from benchmarks.samples import Sample
 from benchmarks.sites import SITES, missing
 
@@ -137,3 +140,111 @@ def test_an_option_that_does_not_fit_is_refused(options: str, error: str) -> Non
     process = subprocess.run([*COMMAND, *options.split()], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert process.returncode == 2
     assert error in process.stderr
+
+
+RUN = {
+    "layer": "memory",
+    "machine": {
+        "processor": "Abacus <II>",
+        "cores": 2,
+        "memory_gib": 1.5,
+        "date": "2026-01-02",
+        "versions": {"realtime": "0.1.0", "Python": "3.11.7"},
+    },
+    "results": [
+        {
+            "scenario": "fanout",
+            "server": server,
+            "connections": 2000,
+            "figures": {
+                "realtime": {"per_second": 200_000.0, "server_cpu_us": 4.25, "p50_ms": 9.5},
+                "plain": {"per_second": 5000.4, "server_cpu_us": 200.0, "p50_ms": 412.0},
+                "traced": {"per_second": 180_000.0, "server_cpu_us": 5.0, "p50_ms": 10.0},
+            },
+            "ratios": {"plain": {"per_second": 40.04, "server_cpu_us": 0.0213}, "traced": {"per_second": 1.11}},
+        }
+        for server in ("daphne", "uvicorn")
+    ]
+    + [
+        {
+            "scenario": "idle",
+            "server": "uvicorn",
+            "connections": 1000,
+            "figures": {"realtime": {"connection_kib": 25.0}},
+            "ratios": {},
+        },
+        {"scenario": "topics", "server": "uvicorn", "topics": 5, "figures": {"topic_kib": 1.0}},
+    ],
+}
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Path:
+    """Write the figures of ``RUN`` onto a page, and return it."""
+    page, figures = tmp_path / "page.md", tmp_path / "figures.json"
+    page.write_text(f"Before\n\n{BEGIN}\nold\n{END}\n\nAfter\n")
+    figures.write_text(json.dumps(RUN))
+    write(figures, page)
+    return page
+
+
+def test_report_has_a_row_for_each_server_and_site(page: Path) -> None:
+    rows = [line for line in page.read_text().splitlines() if line.startswith("|")]
+    assert rows == [
+        "| server | site | deliveries/s | server µs/delivery | p50 ms | realtime / peer, deliveries/s "
+        "| realtime / peer, server µs/delivery |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+        "| Daphne | realtime | 200,000 | 4.25 | 9.50 |  |  |",
+        "| Daphne | plain | 5,000 | 200.0 | 412.0 | 40 | 0.0213 |",
+        "| Daphne | traced | 180,000 | 5.00 | 10.0 | 1.11 |  |",
+        "| uvicorn | realtime | 200,000 | 4.25 | 9.50 |  |  |",
+        "| uvicorn | plain | 5,000 | 200.0 | 412.0 | 40 | 0.0213 |",
+        "| uvicorn | traced | 180,000 | 5.00 | 10.0 | 1.11 |  |",
+        "| server | site | KiB/connection | realtime / peer, KiB/connection |",
+        "| --- | --- | ---: | ---: |",
+        "| uvicorn | realtime | 25.0 |  |",
+    ]
+
+
+def test_report_says_what_was_measured_on_and_keeps_the_rest_of_the_page(page: Path) -> None:
+    text = page.read_text()
+    assert "2026-01-02: Abacus <II>, 2 cores, 1.5 GiB of memory; channel layer: memory.\n" in text
+    assert "realtime 0.1.0, Python 3.11.7." in text
+    assert text.startswith("Before\n")
+    assert text.endswith("\nAfter\n")
+    assert "old" not in text
+
+
+def test_report_draws_a_chart_of_each_scenario(page: Path) -> None:
+    charts = {file.stem: ElementTree.parse(file).getroot() for file in (page.parent / "page").glob("*.svg")}
+    assert charts.keys() == {"fanout", "idle"}
+    texts = [element.text for element in charts["fanout"].iter("{http://www.w3.org/2000/svg}text")]
+    assert texts[:6] == ["fanout, 2,000 connections", "deliveries/s", "more is better", "Daphne", "realtime", "200,000"]
+    assert {"uvicorn", "plain", "traced", "server µs/delivery", "less is better", "4.25"}.issubset(texts)
+    assert all(f"![{chart.get('aria-label')}](page/{name}.svg)" in page.read_text() for name, chart in charts.items())
+
+
+def test_report_of_its_own_copy_of_the_figures_changes_nothing(page: Path) -> None:
+    written = {file: file.read_bytes() for file in page.parent.rglob("*") if file.is_file()}
+    write(page.parent / "page" / "figures.json", page)
+    assert {file: file.read_bytes() for file in page.parent.rglob("*") if file.is_file()} == written
+
+
+def test_report_refuses_a_page_without_markers(page: Path) -> None:
+    page.write_text("Nothing to replace\n")
+    command = [sys.executable, "-m", "benchmarks.report", str(page.parent / "figures.json"), "--page", str(page)]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert process.returncode == 1
+    assert f"page.md has to hold two lines that the tables go between: {BEGIN} and {END}" in process.stderr
+
+
+def test_page_in_the_docs_is_what_the_report_makes_of_its_figures(tmp_path: Path) -> None:
+    if not (PAGE.with_suffix("") / "figures.json").exists():
+        pytest.skip("no figures were published since the report is made by a program: make benchmarks-doc")
+    page, directory = tmp_path / PAGE.name, tmp_path / PAGE.stem
+    shutil.copy(PAGE, page)
+    write(PAGE.with_suffix("") / "figures.json", page)
+    assert page.read_text() == PAGE.read_text()
+    assert {file.name: file.read_text() for file in directory.iterdir()} == {
+        file.name: file.read_text() for file in PAGE.with_suffix("").iterdir()
+    }
