@@ -19,7 +19,8 @@ from typing import Any
 
 import uvloop
 
-from ..__main__ import MAX_FILES, positive
+from ..__main__ import MAX_FILES
+from ..options import positive
 from .garbage import all_garbage
 from .mob import KINDS
 from .run import Plan, soak
