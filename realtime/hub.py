@@ -354,12 +354,16 @@ class Hub:
             if held.size > self.settings.OUTBOX_LIMIT:
                 held.clear()
                 connection.close_slow("full")
-        flow, deliveries = group.flow, len(group.subscribers) + len(group.held)
-        flow.publications += 1
-        flow.deliveries += deliveries
-        self.stats.lag.add(max(0.0, time.time() - event.sent_at))  # clocks differ
+        deliveries = len(group.subscribers) + len(group.held)
+        self._count_delivery(group, deliveries, event)
         if began:
-            self._note_delivery(f"{Name.DELIVER} {flow.pattern}", flow.pattern, deliveries, event, began)
+            pattern = group.flow.pattern
+            self._note_delivery(f"{Name.DELIVER} {pattern}", pattern, deliveries, event, began)
+
+    def _count_delivery(self, group: Group, deliveries: int, event: PublicationEvent | BeatEvent) -> None:
+        group.flow.publications += 1
+        group.flow.deliveries += deliveries
+        self.stats.lag.add(max(0.0, time.time() - event.sent_at))  # clocks differ
 
     def _note_delivery(
         self, name: str, pattern: str, deliveries: int, event: PublicationEvent | BeatEvent, began: int
@@ -407,9 +411,7 @@ class Hub:
             if uptime not in frames:
                 frames[uptime] = text_frame(encode_heartbeat(event.sent_at, uptime))
             connection.write_latest(TOPIC_HEARTBEAT, frames[uptime])
-        group.flow.publications += 1
-        group.flow.deliveries += len(group.subscribers)
-        self.stats.lag.add(max(0.0, time.time() - event.sent_at))
+        self._count_delivery(group, len(group.subscribers), event)
         if event.traceparent is not None or self.link.local:  # else whoever sent it has decided that it is not traced
             self._note_delivery(Name.HEARTBEAT, TOPIC_HEARTBEAT, len(group.subscribers), event, began)
 

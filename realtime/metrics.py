@@ -8,7 +8,6 @@ the sum. A histogram of OpenTelemetry's own costs a call for each value, which i
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import time
@@ -28,8 +27,6 @@ from .limits import Count, cause_of
 from .registry import STARTED, Registry
 from .telemetry import SCOPE, Attributes, Buckets, Key, Stats
 from .threads import get_threads
-
-logger = logging.getLogger("realtime.metrics")
 
 Value = tuple[float, Attributes]
 COUNTER, UP_DOWN, GAUGE = "counter", "up-down counter", "gauge"

@@ -481,9 +481,7 @@ class Requests:
             self.refuse(code)
         else:
             self.ok += 1
-        duration = self.duration  # once a request, so no method is called for it
-        duration.counts[bisect_left(DURATIONS, seconds)] += 1
-        duration.total += seconds
+        self.duration.add(seconds)
 
     def refuse(self, code: str, times: int = 1) -> None:
         self.refused[code if code in self.refused or len(self.refused) < MOST_OUTCOMES else "other"] += times
