@@ -3,6 +3,7 @@
 import asyncio
 import importlib
 import os
+import random
 import resource
 import shutil
 import socket
@@ -156,7 +157,13 @@ async def stop(process: Process) -> None:
 
 
 def free_port() -> int:
-    """Return a port that nothing listens on."""
-    with socket.socket() as listener:
-        listener.bind((HOST, 0))
-        return int(listener.getsockname()[1])
+    """Return a port that nothing listens on, of those that the kernel gives to no connection by itself."""
+    while True:
+        port = random.randrange(30_000, 32_768)
+        with socket.socket() as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                listener.bind((HOST, port))
+            except OSError:
+                continue
+        return port

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -18,6 +19,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -36,11 +38,37 @@ PAGE_TIMEOUT = 60.0
 SERVERS = ("daphne", "uvicorn")
 
 
+PORTS_A_WORKER = 2000
+"""How many ports each process of a parallel test run has to itself."""
+
+
+def _ports() -> Iterator[int]:
+    """
+    Go round the ports that this process has to itself.
+
+    They are below those that the kernel picks from for connections, so that none is taken between being found free
+    and being listened on. The start is random, as another run of the tests may go on at the same time.
+    """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 10
+    start = random.randrange(PORTS_A_WORKER)
+    steps = range(0, 197 * PORTS_A_WORKER, 197)
+    return cycle(10_000 + worker * PORTS_A_WORKER + (start + step) % PORTS_A_WORKER for step in steps)
+
+
+_own_ports = _ports()
+
+
 def free_port() -> int:
-    """Return a port that nobody listens on now."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    """Return a port that nobody listens on now, and that nobody else will."""
+    for port in _own_ports:
+        with socket.socket() as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                sock.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise AssertionError("unreachable: the ports go round")
 
 
 class Process:
