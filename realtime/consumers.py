@@ -17,7 +17,7 @@ from .connection import Connection
 from .exceptions import RequestError, RequestRefused
 from .handlers import Caller, handlers
 from .handshake import Identity, identify, origin_allowed, peer_of, user_id_of
-from .hub import get_hub
+from .hub import hub_of
 from .limits import DRAINING, Count, Refusal, address_of, cause_of
 from .link import JOIN_TIMEOUT, Group
 from .logs import LogContext, complain, log_context
@@ -100,7 +100,7 @@ class RealtimeConsumer(AsyncJsonWebsocketConsumer):
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         self.scope = scope
         self.base_send = send
-        self.hub = get_hub()
+        self.hub = hub_of(scope)
         self.channel_layer = self.hub.link.layer
         self.connection: Connection | None = None
         self._receive = receive
@@ -426,7 +426,7 @@ class RealtimeConsumer(AsyncJsonWebsocketConsumer):
         """Return what a new subscriber is sent first: a beat, or a snapshot and what was published meanwhile."""
         assert self.connection is not None
         if group.topic == TOPIC_HEARTBEAT:
-            return [text_frame(encode_heartbeat(time.time(), self.connection.uptime))]
+            return [text_frame(encode_heartbeat(self.hub.now(), self.connection.uptime))]
         if topic.on_subscribe is None:
             return []
         try:
@@ -437,7 +437,7 @@ class RealtimeConsumer(AsyncJsonWebsocketConsumer):
             raise
         if snapshot is None:
             return held
-        return [text_frame(encode_publication(group.topic, snapshot, time.time())), *held]
+        return [text_frame(encode_publication(group.topic, snapshot, self.hub.now())), *held]
 
     def unsubscribe(self, request: UnsubscribeRequest) -> None:
         """Unsubscribe from a topic: nothing of it is delivered after the answer."""

@@ -44,10 +44,12 @@ from .servers import text_frame
 from .servers.signals import before_stop
 from .telemetry import Attributes, Key, LoopLag, Name, SpanKind, Stats, get_tracing, message_attributes
 
-__all__ = ["Connection", "Hub", "Peer", "find_hub", "get_hub", "observers"]
+__all__ = ["HUB", "Connection", "Hub", "Peer", "find_hub", "get_hub", "hub_of", "observers"]
 
 logger = logging.getLogger("realtime.hub")
 
+HUB = "realtime.hub"
+"""The extension in a connection's scope by which a server brings a hub of its own."""
 FAREWELL = (int(CloseCode.GOING_AWAY), "server shutdown")
 """The code and the reason that connections are closed with when the hub stops."""
 SAME_SLOT = 60.0
@@ -429,8 +431,12 @@ class Hub:
             self._told_of_missing_beats = True
             logger.warning("event=beats_missing intervals=%d hint=%r", MISSED_BEATS, "does run_heartbeats run?")
 
+    def now(self) -> float:
+        """Return the time that heartbeats tell (seconds since the epoch)."""
+        return time.time()
+
     def _schedule_beat(self) -> None:
-        now = time.time()
+        now = self.now()
         slot = next_slot(self.settings.HEARTBEAT_INTERVAL, now)
         self._beat_timer = self.loop.call_later(slot - now, self._beat_locally, slot, context=Context())
 
@@ -438,7 +444,7 @@ class Hub:
         """Beat without a broadcaster: on the in-memory layer this process is the whole system."""
         self._beat_timer = None
         if self.subscribers(TOPIC_HEARTBEAT):
-            self._beat(BeatEvent(slot=slot, sent_at=time.time()))
+            self._beat(BeatEvent(slot=slot, sent_at=self.now()))
             self._schedule_beat()
 
     def _close(self, event: CloseEvent) -> None:
@@ -511,6 +517,12 @@ def get_hub() -> Hub:
         hub = _hubs[loop] = Hub(layer, get_settings())
         hub.start()
     return hub
+
+
+def hub_of(scope: Any) -> Hub:
+    """Return the hub that a connection belongs to: its server's own, or the one of the running event loop."""
+    hub: Hub | None = (scope.get("extensions") or {}).get(HUB)
+    return get_hub() if hub is None else hub
 
 
 def _forget_parents_hubs() -> None:

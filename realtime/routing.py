@@ -11,7 +11,7 @@ from django.urls import path
 
 from .conf import get_settings
 from .consumers import RealtimeConsumer
-from .hub import get_hub
+from .hub import get_hub, hub_of
 from .layers import configured_layer
 from .limits import Count
 from .logs import complain
@@ -60,7 +60,7 @@ async def refuse(scope: Any, receive: Any, send: Any) -> None:
     """Refuse a WebSocket with 403."""
     greet(scope, receive)
     await receive()
-    get_hub().counts[Count.REFUSED_PATH] += 1
+    hub_of(scope).counts[Count.REFUSED_PATH] += 1
     complain(logger, logging.INFO, "event=refused reason=path", "path=%.200r", scope["path"])
     await send({"type": "websocket.close"})
 

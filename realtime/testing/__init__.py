@@ -1,14 +1,33 @@
-"""Tools for the tests of sites. Nothing else in realtime imports them."""
+"""
+Tools for tests: of sites, and of WebSocket clients in whatever language. Nothing else in realtime imports them.
+
+The test server is imported when it is first used, as it needs ``websockets`` (``demows[testing]``).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic_core import from_json
 
 from .. import publishing
+from ..protocol import CloseMessage
+
+if TYPE_CHECKING:
+    from .server import DemoWebsocketServer as DemoWebsocketServer
+
+__all__ = ["Captured", "Captures", "CloseMessage", "DemoWebsocketServer", "capture_publications"]
+
+_MODULES = {"DemoWebsocketServer": "server"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'realtime.testing' has no attribute {name!r}")
+    return getattr(import_module(f".{_MODULES[name]}", __name__), name)
 
 
 class Captured(NamedTuple):

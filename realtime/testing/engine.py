@@ -1,0 +1,175 @@
+"""
+The engine: a small ASGI server for WebSockets that tests can start, look into, and have misbehave.
+
+It is made for tests and never used in production: it trusts whoever holds it, and keeps all it has seen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import socket
+from collections import OrderedDict
+from typing import Any
+from urllib.parse import parse_qs
+
+from ..conf import Settings
+from .connection import ServerConnection
+from .namespace import Arrivals, MakeInterposer, Namespace, describe, end_all
+from .transcript import Log
+
+BACKLOG = 1024
+"""Connections that may wait to be accepted."""
+SESSIONS = 1000
+"""Sessions that are kept; of more, those that nobody has used for the longest time and is connected to are dropped."""
+PORT_TRIES = 20
+"""Tries to find a port that is free for IPv4 and for IPv6."""
+
+
+class Engine:
+    """Serve ``application`` on one event loop, which it is made, started and stopped on."""
+
+    def __init__(self, application: Any, settings: Settings, log: Log) -> None:
+        self.application = application
+        self.settings = settings
+        self.log = log
+        self.namespaces: OrderedDict[str, Namespace] = OrderedDict()
+        self.arrivals = Arrivals()
+        self.make_interposer: MakeInterposer | None = None
+        """What stands between the server and the connections of sessions that have nothing of their own."""
+        self.offset = 0.0
+        """By how many seconds the clock of new sessions is put forward."""
+        self.beating = True
+        """Whether new sessions have heartbeats."""
+        self.sockets: dict[ServerConnection, None] = {}
+        """Every TCP connection, whatever became of it."""
+        self._ids = itertools.count(1)
+        self._servers: list[asyncio.Server] = []
+        self._ending: set[asyncio.Task[None]] = set()
+
+    # Life
+
+    async def start(self, host: str, port: int) -> int:
+        """Listen, and return on which port. Raises ``OSError`` when that cannot be."""
+        loop = asyncio.get_running_loop()
+        for sock in listen(host, port):
+            server = await loop.create_server(lambda: ServerConnection(self), sock=sock, backlog=BACKLOG)
+            self._servers.append(server)
+            port = sock.getsockname()[1]
+        return port
+
+    async def stop(self) -> None:
+        """Close every connection with 1001, wait a little until clients have answered, and listen no more."""
+        for server in self._servers:
+            server.close()
+        await asyncio.gather(*(namespace.stop() for namespace in self.namespaces.values()))
+        await end_all(list(self.sockets))
+        for task in self._ending:
+            await asyncio.wait([task], timeout=1)
+        await asyncio.sleep(0)  # for transports to close their sockets
+
+    # Sessions
+
+    def namespace(self, name: str) -> Namespace:
+        """Return the session of this name, which begins if there is none."""
+        namespace = self.namespaces.get(name)
+        if namespace is None:
+            namespace = Namespace(name, self.settings, offset=self.offset, beating=self.beating)
+            self.namespaces[name] = namespace
+            self._drop_unused()
+        self.namespaces.move_to_end(name)
+        return namespace
+
+    def _drop_unused(self) -> None:
+        for name, namespace in list(self.namespaces.items())[:-1]:
+            if len(self.namespaces) <= SESSIONS:
+                return
+            if not namespace.connections:
+                self.reset(name)
+
+    def reset(self, name: str) -> None:
+        """Drop the connections of a session, and forget it."""
+        namespace = self.namespaces.pop(name, None)
+        if namespace is None:
+            return
+        for connection in list(namespace.connections.values()):
+            connection.drop()
+        self.log.clear(name)
+        task = asyncio.get_running_loop().create_task(namespace.stop())
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+
+    # What connections tell
+
+    def connected(self, connection: ServerConnection) -> None:
+        """Take note of a new TCP connection."""
+        connection.id = str(next(self._ids))
+        self.sockets[connection] = None
+
+    def enter(self, connection: ServerConnection, query: str) -> None:
+        """Take note that a connection asks for a WebSocket in the session that its query names."""
+        name = parse_qs(query).get("session", [""])[0]
+        namespace = connection.namespace = self.namespace(name)
+        namespace.connections[connection.id] = connection
+        namespace.count += 1
+        connection.number = namespace.count
+        make = namespace.make_interposer or self.make_interposer
+        if make is not None:
+            connection.interpose(make(connection.number))
+
+    def opened(self, connection: ServerConnection) -> None:
+        """Take note that a WebSocket was opened."""
+        assert connection.namespace is not None
+        info = describe(connection)
+        connection.namespace.arrivals.add(info)
+        self.arrivals.add(info)
+
+    def disconnected(self, connection: ServerConnection) -> None:
+        """Take note that a TCP connection has ended."""
+        del self.sockets[connection]
+        if connection.namespace is not None:
+            connection.namespace.connections.pop(connection.id, None)
+
+
+def listen(host: str, port: int) -> list[socket.socket]:
+    """
+    Return the sockets that listen on ``host``: for ``localhost`` those of IPv4 and IPv6, if there is any.
+
+    Port 0 is one that is free. Raises ``OSError``.
+    """
+    if host != "localhost":
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return [_socket(family, host, port)]
+    for _ in range(PORT_TRIES):
+        first = _socket(socket.AF_INET, "127.0.0.1", port)
+        try:
+            return [first, _socket(socket.AF_INET6, "::1", first.getsockname()[1])]
+        except OSError:
+            if not socket.has_ipv6 or not _has_loopback():
+                return [first]
+            first.close()
+            if port:
+                raise
+    raise OSError(f"no port is free for IPv4 and for IPv6, in {PORT_TRIES} tries")
+
+
+def _has_loopback() -> bool:
+    try:
+        _socket(socket.AF_INET6, "::1", 0).close()
+    except OSError:
+        return False
+    return True
+
+
+def _socket(family: socket.AddressFamily, host: str, port: int) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind((host, port))
+        sock.setblocking(False)
+    except OSError:
+        sock.close()
+        raise
+    return sock

@@ -1,0 +1,264 @@
+"""The test server: the engine in a thread of its own, which a test starts, stops and controls."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from concurrent.futures import Future
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from ..conf import Settings, get_settings
+from ..consumers import RealtimeConsumer
+from ..routing import refuse
+from .controls import Controls
+from .engine import Engine
+from .django_setup import has_site, prepare_django
+from .transcript import ENTRIES, SIZE, Log
+
+PATHS = frozenset({"/", "/ws/"})
+"""Where WebSockets are served; elsewhere they are refused with 403."""
+START_TIMEOUT = 10.0
+"""Seconds that the engine has to listen."""
+STOP_TIMEOUT = 20.0
+"""Seconds that it has to end."""
+DEFAULTS = {"DRAIN_SECONDS": 0.0, "DRAIN_TIMEOUT": 0.5}
+"""Settings of a test server that differ from a site's: nobody wants to wait long for it to stop."""
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+class Session(Controls):
+    """Be one session of a server: what is done to it is not noticed in any other."""
+
+    @property
+    def name(self) -> str:
+        return self._session or ""
+
+    @property
+    def url(self) -> str:
+        """Where the clients of this session connect to."""
+        return f"{self._server.url}ws/?session={quote(self.name, safe='')}"
+
+
+class DemoWebsocketServer(Controls):
+    """
+    A WebSocket server to test clients against, which can be started and stopped again and again.
+
+    ``address`` is a host and a port; port 0 is one that is free, and stays the same from then on. Providers of
+    OpenTelemetry default to the global ones. Settings are those of ``REALTIME``, in lower case, such as
+    ``heartbeat_interval=0.1``. Raises ``ValueError`` for an address or a setting that cannot be.
+
+    Start and stop it, or use it as a context manager, in synchronous and in asynchronous code.
+    """
+
+    def __init__(
+        self,
+        address: str = "localhost:8080",
+        tracer_provider: Any = None,
+        meter_provider: Any = None,
+        *,
+        transcript_entries: int = ENTRIES,
+        transcript_bytes: int = SIZE,
+        **settings: Any,
+    ) -> None:
+        super().__init__(self, None)
+        prepare_django()
+        self._host, self._port = parse_address(address)
+        providers = {"TRACER_PROVIDER": tracer_provider, "METER_PROVIDER": meter_provider}
+        given = {name: provider for name, provider in providers.items() if provider is not None}
+        own = {name.upper(): value for name, value in settings.items()}
+        self.settings = Settings.model_validate(
+            {**dict(get_settings()), **DEFAULTS, **own, **given, "CONNECTION_REGISTRY": False}
+        )
+        self.log = Log(transcript_entries, transcript_bytes)
+        self._consumer = RealtimeConsumer.as_asgi()
+        self._running: _EngineThread | None = None
+        self._lock = threading.Lock()
+
+    # Life
+
+    def start(self) -> None:
+        """Listen. Raises ``RuntimeError`` when it is started already, and ``OSError`` when it cannot listen."""
+        thread = self._launch()
+        try:
+            self._started(thread, thread.started.result(START_TIMEOUT))
+        except BaseException:
+            self._running = None
+            raise
+
+    async def astart(self) -> None:
+        """Do what ``start`` does, on a running event loop."""
+        thread = self._launch()
+        try:
+            async with asyncio.timeout(START_TIMEOUT):
+                self._started(thread, await asyncio.wrap_future(thread.started))
+        except BaseException:
+            self._running = None
+            raise
+
+    def _launch(self) -> _EngineThread:
+        with self._lock:
+            if self._running is not None:
+                raise RuntimeError(f"the server is started already, and listens on {self.url}")
+            self._running = _EngineThread(self, self._host, self._port)
+        self._running.start()
+        return self._running
+
+    def _started(self, thread: _EngineThread, port: int) -> None:
+        self._port = port
+
+    def stop(self) -> None:
+        """Close every connection with 1001, and end. Raises ``RuntimeError`` when it is not started."""
+        thread = self._leave()
+        thread.ended.result(STOP_TIMEOUT)
+        thread.join(STOP_TIMEOUT)
+
+    async def astop(self) -> None:
+        """Do what ``stop`` does, on a running event loop."""
+        thread = self._leave()
+        async with asyncio.timeout(STOP_TIMEOUT):
+            await asyncio.wrap_future(thread.ended)
+        thread.join(STOP_TIMEOUT)  # it has nothing left to do
+
+    def _leave(self) -> _EngineThread:
+        with self._lock:
+            thread = self._running
+            if thread is None or not thread.started.done():
+                raise RuntimeError("the server is not started")
+            self._running = None
+        thread.loop.call_soon_threadsafe(thread.stopping.set)
+        return thread
+
+    def __enter__(self) -> DemoWebsocketServer:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.running:
+            self.stop()
+
+    async def __aenter__(self) -> DemoWebsocketServer:
+        await self.astart()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self.running:
+            await self.astop()
+
+    # What it is
+
+    @property
+    def running(self) -> bool:
+        """Whether it is started."""
+        thread = self._running
+        return thread is not None and thread.started.done()
+
+    @property
+    def port(self) -> int:
+        """The port that it listens on; 0 while that is not known."""
+        return self._port
+
+    @property
+    def url(self) -> str:
+        """Where clients connect to."""
+        host = f"[{self._host}]" if ":" in self._host else self._host or "localhost"
+        return f"ws://{host}:{self._port}/"
+
+    def session(self, name: str) -> Session:
+        """Return what controls one session: the clients that connect to its own ``url``."""
+        return Session(self, name)
+
+    async def application(self, scope: Any, receive: Any, send: Any) -> None:
+        """
+        Be the ASGI application that is served, for whoever serves it otherwise.
+
+        On another server it is on its own: only connections of the engine are controlled by this object.
+        """
+        if scope["type"] == "websocket":
+            if not has_site():
+                scope = {**scope, "headers": [header for header in scope["headers"] if not _from_loopback(*header)]}
+            await (self._consumer if scope["path"] in PATHS else refuse)(scope, receive, send)
+        elif scope["type"] == "http":
+            headers = [(b"upgrade", b"websocket"), (b"content-length", b"0")]
+            await send({"type": "http.response.start", "status": 426, "headers": headers})
+            await send({"type": "http.response.body", "body": b""})
+        else:
+            raise ValueError(f"the application serves WebSockets, and no {scope['type']!r}")
+
+    # For what controls it
+
+    @property
+    def engine(self) -> Engine:
+        """The engine. Raises ``RuntimeError`` when it is not started."""
+        thread = self._running
+        if thread is None or not thread.started.done():
+            raise RuntimeError("the server is not started")
+        return thread.engine
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The engine's event loop. Raises ``RuntimeError`` when it is not started."""
+        thread = self._running
+        if thread is None or not thread.started.done():
+            raise RuntimeError("the server is not started")
+        return thread.loop
+
+    @property
+    def on_loop(self) -> bool:
+        """Whether the caller runs on the engine's event loop."""
+        thread = self._running
+        return thread is not None and thread.ident == threading.get_ident()
+
+
+class _EngineThread(threading.Thread):
+    """Run an engine, from the start of a server to its stop."""
+
+    engine: Engine
+    loop: asyncio.AbstractEventLoop
+    stopping: asyncio.Event
+
+    def __init__(self, server: DemoWebsocketServer, host: str, port: int) -> None:
+        super().__init__(name="demows-engine", daemon=True)
+        self._server = server
+        self._address = host, port
+        self.started: Future[int] = Future()
+        """The port that the engine listens on."""
+        self.ended: Future[None] = Future()
+
+    def run(self) -> None:
+        try:
+            asyncio.run(self._serve())
+        except BaseException as error:  # noqa: BLE001 - it is raised where it is waited for
+            (self.ended if self.started.done() else self.started).set_exception(error)
+        else:
+            self.ended.set_result(None)
+
+    async def _serve(self) -> None:
+        self.loop, self.stopping = asyncio.get_running_loop(), asyncio.Event()
+        self.engine = Engine(self._server.application, self._server.settings, self._server.log)
+        port = await self.engine.start(*self._address)
+        self.started.set_result(port)
+        await self.stopping.wait()
+        await self.engine.stop()
+
+
+def parse_address(address: str) -> tuple[str, int]:
+    """Return the host and the port of an address. Raises ``ValueError`` where it has none."""
+    try:
+        parts = urlsplit(f"//{address}")
+        port = parts.port
+    except ValueError:
+        port = None
+    if port is None or parts.path or parts.username is not None:
+        raise ValueError(f"the address {address!r} is no host and port, such as 'localhost:8080' or '127.0.0.1:0'")
+    return parts.hostname or "", port
+
+
+def _from_loopback(name: bytes, value: bytes) -> bool:
+    """Return whether a header is the ``Origin`` of a page that this machine serves itself, on whatever port."""
+    if name != b"origin":
+        return False
+    try:
+        return urlsplit(value.decode("latin-1")).hostname in LOOPBACK
+    except ValueError:
+        return False
