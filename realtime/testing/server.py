@@ -12,8 +12,8 @@ from ..conf import Settings, get_settings
 from ..consumers import RealtimeConsumer
 from ..routing import refuse
 from .controls import Controls
-from .engine import Engine
 from .django_setup import has_site, prepare_django
+from .engine import Engine
 from .transcript import ENTRIES, SIZE, Log
 
 PATHS = frozenset({"/", "/ws/"})
