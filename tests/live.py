@@ -36,6 +36,8 @@ TIMEOUT = 20.0
 PAGE_TIMEOUT = 60.0
 """Seconds that a page may take: some publish thousands of times, beside other tests."""
 SERVERS = ("daphne", "uvicorn")
+EVERY_SERVER = (*SERVERS, "engine")
+"""Those and the engine of the test server, which is to keep to the protocol as they do."""
 
 
 PORTS_A_WORKER = 2000
@@ -219,20 +221,24 @@ class Server(Process):
 
     def __init__(self, kind: str, *options: str, application: str = "tests.site.asgi:application", **env: str) -> None:
         self.kind = kind
-        self.port = free_port()
+        self.port = self.http_port = free_port()
+        if kind == "engine":  # which serves no pages
+            self.http_port = free_port()
         bin_directory = Path(sys.executable).parent
         command = {
             "daphne": [str(bin_directory / "daphne"), "-b", self.host, "-p", str(self.port)],
             "uvicorn": [str(bin_directory / "uvicorn"), "--host", self.host, "--port", str(self.port)],
+            "engine": [sys.executable, "-m", "tests.engine_site", str(self.port), str(self.http_port)],
         }[kind]
         settings = application.partition(".asgi:")[0] + ".settings"  # pytest-django has set another one
         env = {"SECRET_KEY": "only for tests", "DJANGO_SETTINGS_MODULE": settings, "REDIS_URL": "", **env}
         env = {"REALTIME_HEARTBEAT_INTERVAL": "0.2", **env}
-        super().__init__(*self.prefix, *command, *options, application, **env)
+        arguments = [] if kind == "engine" else [application]
+        super().__init__(*self.prefix, *command, *options, *arguments, **env)
 
     def wait_until_up(self) -> Server:
         self.wait_for_line("Listening on TCP address|Uvicorn running on|Application startup complete")
-        if self.kind == "uvicorn":
+        if self.kind != "daphne":
             self.wait_for_line("Uvicorn running on")
         return self
 
@@ -243,7 +249,7 @@ class Server(Process):
     def get(self, path: str) -> Any:
         """Return the JSON that a page of the site answers with."""
         try:
-            with urllib.request.urlopen(f"http://{self.host}:{self.port}{path}", timeout=PAGE_TIMEOUT) as response:
+            with urllib.request.urlopen(f"http://{self.host}:{self.http_port}{path}", timeout=PAGE_TIMEOUT) as response:
                 return json.load(response)
         except HTTPError as error:
             error.close()

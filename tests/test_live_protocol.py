@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from itertools import pairwise
 from typing import Any
@@ -16,11 +16,24 @@ from hypothesis import strategies as st
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from . import raw
-from .live import Client, Server, eventually, running
+from .live import EVERY_SERVER, Client, Server, eventually, running
 from .raw import Raw
 
 ODD = "ödd ☂ " + "x" * 200
 TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
+
+
+@pytest.fixture(scope="module", params=EVERY_SERVER)
+def server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    """A server that all tests share, be it one to deploy or the engine that clients are tested with."""
+    with running(request.param) as server:
+        yield server
+
+
+@pytest.fixture(params=EVERY_SERVER)
+def kind(request: pytest.FixtureRequest) -> str:
+    """The kind of server, for tests that start their own."""
+    return str(request.param)
 
 
 @pytest.fixture
@@ -469,6 +482,7 @@ async def test_any_json_gets_one_answer(client: Client, content: Any) -> None:
 SMALL = {
     "daphne": ["--websocket-max-message-size", "1000", "--websocket-max-frame-size", "1000"],
     "uvicorn": ["--ws-max-size", "1000"],
+    "engine": ["--max-size", "1000"],
 }
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from .live import ROOT
 
-TESTS = '''
+TESTS = """
 import pytest
 from websockets.sync.client import connect
 
@@ -43,7 +43,7 @@ def test_session_is_the_tests_own(demo_server_session, number):
     assert demo_server_session.transcript.entries == []
     assert "echo" in ask(demo_server_session.url)
     assert demo_server_session.wait_for_connection().number == 1
-'''
+"""
 
 
 def run(directory: Path, *options: str, tests: str = TESTS, **env: str) -> str:
