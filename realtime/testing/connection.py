@@ -14,7 +14,8 @@ import socket
 import struct
 import time
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 from urllib.parse import unquote
@@ -42,6 +43,7 @@ from .frames import (
     Write,
     close_frame,
 )
+from .stepped import Timer
 from .transcript import Direction, Entry, decode_frames
 
 if TYPE_CHECKING:
@@ -127,14 +129,14 @@ class ServerConnection(asyncio.Protocol):
         self._decoder: Any = None
         self._held = self._deaf = self._failed = False
         self._actions: deque[Action | Finish] = deque()
-        self._waiting: asyncio.TimerHandle | None = None
+        self._waiting: Timer | None = None
         self._queued = 0
         self._half_closed = False
         self._full = False
         self._drained: asyncio.Future[None] | None = None
         self._linger: asyncio.TimerHandle | None = None
-        self._ticking: asyncio.TimerHandle | None = None
-        self._slow: asyncio.TimerHandle | None = None
+        self._ticking: Timer | None = None
+        self._slow: Timer | None = None
         self._task: asyncio.Task[None] | None = None
         self._answer: dict[str, Any] | None = None
         self._disconnect: dict[str, Any] | None = None
@@ -169,9 +171,12 @@ class ServerConnection(asyncio.Protocol):
         self.state = "closed"
         self._ended_by_client |= error is not None
         self._disconnected(1006)
-        for handle in (self._linger, self._ticking, self._waiting, self._slow, self._next_turn):
+        for handle in (self._linger, self._next_turn):
             if handle is not None:
                 handle.cancel()
+        for timer in (self._ticking, self._waiting, self._slow):
+            if timer is not None:
+                timer.cancel()
         self._actions.clear()
         self._queued = 0
         if self._drained is not None and not self._drained.done():
@@ -226,7 +231,7 @@ class ServerConnection(asyncio.Protocol):
         elif not fault.never:
             self._answer["fault"] = fault
             if fault.delay:
-                self._slow = self._loop.call_later(fault.delay, self._answer_otherwise, fault)
+                self._slow = self._call_later(fault.delay, partial(self._answer_otherwise, fault))
             else:
                 self._answer_otherwise(fault)
 
@@ -458,7 +463,7 @@ class ServerConnection(asyncio.Protocol):
                     self._queued -= len(data)
                     self._write(data)
                 case Wait(seconds):
-                    self._waiting = self._loop.call_later(seconds, self._waited)
+                    self._waiting = self._call_later(seconds, self._waited)
                 case Drop(reset):
                     self.drop(reset=reset)
                 case HalfClose():
@@ -505,6 +510,11 @@ class ServerConnection(asyncio.Protocol):
 
     # What happens by itself
 
+    def _call_later(self, seconds: float, call: Callable[[], None]) -> Timer:
+        """Call ``call`` in so many seconds of the session's clock, which can be put forward."""
+        assert self.namespace is not None
+        return self.namespace.hub.call_later(seconds, call)
+
     def interpose(self, interposer: Interposer | None) -> None:
         """Put ``interposer`` in between from now on, in place of another."""
         self.interposer = interposer
@@ -517,7 +527,7 @@ class ServerConnection(asyncio.Protocol):
     def _arm(self) -> None:
         self._ticking = None
         if self.interposer is not None and not self.gone and (tick := self.interposer.tick()) is not None:
-            self._ticking = self._loop.call_later(tick[0], self._tick, tick[1])
+            self._ticking = self._call_later(tick[0], partial(self._tick, tick[1]))
 
     def _tick(self, actions: Sequence[Action]) -> None:
         self.perform(actions)

@@ -30,9 +30,9 @@ HALF_A_MESSAGE = Frame(Opcode.TEXT, b'{"type":"publication","topic":"demo.ha', f
 """What is sent before a close in the middle of a message."""
 
 
-def make_interposer(faults: Sequence[Any], number: int) -> Interposer:
+def make_interposer(faults: Sequence[Any], number: int) -> Interposer | None:
     """Return what does ``faults`` to the session's connection of this number: the one place that knows how."""
-    interposer: Interposer = import_module("realtime.testing.faults").interposer_for(faults, number)
+    interposer: Interposer | None = import_module("realtime.testing.faults").interposer_for(faults, number)
     return interposer
 
 
@@ -147,9 +147,10 @@ class Controls:
         """
         Put the clock forward by ``seconds``, without waiting.
 
-        The heartbeats of that time are sent at once, connections become older, and those that become too old, have
-        been silent or have not read for too long in it are closed. Raises ``ValueError`` for a time that is negative,
-        or has over 100,000 heartbeats in it.
+        What would happen in that time happens at once: heartbeats, delayed closes, what faults delay. Connections
+        become older, and those that become too old, have been silent or have not read for too long in it are closed.
+        What a client may ask for in a second stays a matter of real time. Raises ``ValueError`` for a time that is
+        negative, or has over 100,000 heartbeats in it.
         """
 
         async def advance_all() -> None:
@@ -178,8 +179,9 @@ class Controls:
         """
         Close every connection, or the one whose id is ``connection``, and return how many that are.
 
-        That is done in ``delay`` seconds, and with ``mid_message`` after the first part of a message whose rest never
-        comes. Raises ``LookupError`` where there is no open connection of that id.
+        That is done in ``delay`` seconds of the clock that ``advance`` puts forward, and with ``mid_message`` after
+        the first part of a message whose rest never comes. Raises ``LookupError`` where there is no open connection
+        of that id.
         """
         message = message or CloseMessage()
 
@@ -191,12 +193,11 @@ class Controls:
         def close_chosen() -> int:
             chosen = self._chosen(connection)
             for each in chosen:
-                if delay:
-                    asyncio.get_running_loop().call_later(delay, close_one, each)
+                if delay and each.namespace is not None:
+                    each.namespace.hub.call_later(delay, partial(close_one, each))
                 else:
                     close_one(each)
-            if not delay:
-                self._forget_arrivals()
+            self._forget_arrivals()
             return len(chosen)
 
         return self._call(close_chosen)
@@ -225,10 +226,13 @@ class Controls:
         Have connections meet with ``faults`` from now on, in place of those of before: none with an empty list.
 
         Those are what ``realtime.testing.faults`` has. They hold for the connections that are there and for all that
-        come, or with an id for the one connection that has it. Raises ``LookupError`` where there is none.
+        come, or with an id for the one connection that has it. Raises ``LookupError`` where there is none, and
+        ``ValueError`` for faults that cannot be.
         """
         chosen_faults = list(faults)
         make: MakeInterposer | None = partial(make_interposer, chosen_faults) if chosen_faults else None
+        if make is not None:
+            make(1)  # so that whoever asks for what cannot be is told
 
         def set_now() -> None:
             if connection is not None:
@@ -294,7 +298,8 @@ class Controls:
             namespace.arrivals.forget()
 
     def _submit(self, work: Callable[[], Any]) -> Future[Any]:
-        return asyncio.run_coroutine_threadsafe(work(), self._server.loop)
+        loop = self._server.loop  # before there is a coroutine, which nobody would await if there is no loop
+        return asyncio.run_coroutine_threadsafe(work(), loop)
 
     def _call(self, work: Callable[[], T]) -> T:
         """Return what ``work`` returns on the engine's event loop."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import socket
 from collections import OrderedDict
 from typing import Any
@@ -18,10 +19,16 @@ from .connection import ServerConnection
 from .namespace import Arrivals, MakeInterposer, Namespace, describe, end_all
 from .transcript import Log
 
+logger = logging.getLogger("realtime.testing")
+
 BACKLOG = 1024
 """Connections that may wait to be accepted."""
 SESSIONS = 1000
 """Sessions that are kept; of more, those that nobody has used for the longest time and is connected to are dropped."""
+ACCEPT_AGAIN = 1.0
+"""Seconds until connections are accepted again, when none can be."""
+TURNS = 5
+"""Turns that the event loop may take until a connection that was dropped is gone."""
 PORT_TRIES = 20
 """Tries to find a port that is free for IPv4 and for IPv6."""
 
@@ -44,29 +51,54 @@ class Engine:
         self.sockets: dict[ServerConnection, None] = {}
         """Every TCP connection, whatever became of it."""
         self._ids = itertools.count(1)
-        self._servers: list[asyncio.Server] = []
+        self._listening: list[socket.socket] = []
+        self._accepting: set[asyncio.Task[object]] = set()
         self._ending: set[asyncio.Task[None]] = set()
 
     # Life
 
     async def start(self, host: str, port: int) -> int:
         """Listen, and return on which port. Raises ``OSError`` when that cannot be."""
+        self._listening = listen(host, port)
+        for sock in self._listening:
+            sock.listen(BACKLOG)
+            self._accept_from(sock)
+        return int(self._listening[0].getsockname()[1])
+
+    # asyncio's own server leaks a client that it accepts in the moment in which it is closed.
+
+    def _accept_from(self, sock: socket.socket) -> None:
+        if sock.fileno() >= 0:
+            asyncio.get_running_loop().add_reader(sock, self._accept, sock)
+
+    def _accept(self, sock: socket.socket) -> None:
         loop = asyncio.get_running_loop()
-        for sock in listen(host, port):
-            server = await loop.create_server(lambda: ServerConnection(self), sock=sock, backlog=BACKLOG)
-            self._servers.append(server)
-            port = sock.getsockname()[1]
-        return port
+        try:
+            accepted, _ = sock.accept()
+        except (BlockingIOError, ConnectionAbortedError):  # it has gone already
+            return
+        except OSError as error:  # as many files are open as may be
+            logger.error("event=accept_failed error=%r", error)
+            loop.remove_reader(sock)
+            loop.call_later(ACCEPT_AGAIN, self._accept_from, sock)
+            return
+        accepted.setblocking(False)
+        task = loop.create_task(loop.connect_accepted_socket(lambda: ServerConnection(self), accepted))
+        self._accepting.add(task)
+        task.add_done_callback(self._accepting.discard)
 
     async def stop(self) -> None:
         """Close every connection with 1001, wait a little until clients have answered, and listen no more."""
-        for server in self._servers:
-            server.close()
+        for sock in self._listening:
+            asyncio.get_running_loop().remove_reader(sock)
+            sock.close()
+        if self._accepting:
+            await asyncio.wait(self._accepting)
         await asyncio.gather(*(namespace.stop() for namespace in self.namespaces.values()))
         await end_all(list(self.sockets))
         for task in self._ending:
             await asyncio.wait([task], timeout=1)
-        await asyncio.sleep(0)  # for transports to close their sockets
+        await settle()  # then transports have closed their sockets
 
     # Sessions
 
@@ -129,6 +161,12 @@ class Engine:
         del self.sockets[connection]
         if connection.namespace is not None:
             connection.namespace.connections.pop(connection.id, None)
+
+
+async def settle() -> None:
+    """Let the event loop do what it puts off for a turn or two."""
+    for _ in range(TURNS):
+        await asyncio.sleep(0)
 
 
 def listen(host: str, port: int) -> list[socket.socket]:

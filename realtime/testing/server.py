@@ -227,7 +227,8 @@ class _EngineThread(threading.Thread):
 
     def run(self) -> None:
         try:
-            asyncio.run(self._serve())
+            with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:  # the same on every system
+                runner.run(self._serve())
         except BaseException as error:  # noqa: BLE001 - it is raised where it is waited for
             (self.ended if self.started.done() else self.started).set_exception(error)
         else:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
+from collections.abc import Callable
+from contextvars import Context
 from typing import Any
 
 from ..conf import Settings
@@ -11,10 +14,38 @@ from ..events import BeatEvent, next_slot
 from ..hub import Hub
 from ..protocol import TOPIC_HEARTBEAT
 
-MOST_BEATS = 100_000
-"""Beats that may fall into the time by which a clock is put forward."""
-BEATS_A_TURN = 50
-"""Beats that are sent before what they are written to gets a turn."""
+MOST_EVENTS = 100_000
+"""Heartbeats, and other things that happen by the clock, in the time by which a clock is put forward."""
+EVENTS_A_TURN = 50
+"""Of those, how many happen before what they are written to gets a turn."""
+
+
+class Timer:
+    """Call something once, at a time of a hub's clock."""
+
+    def __init__(self, hub: SteppedHub, delay: float, call: Callable[[], None]) -> None:
+        self.when = hub.now() + delay
+        self._hub = hub
+        self._call = call
+        self._handle: asyncio.TimerHandle | None = None
+        hub.timers[self] = None
+        self.arm()
+
+    def arm(self) -> None:
+        """Wait for as long as it takes now."""
+        if self._handle is not None:
+            self._handle.cancel()
+        self._handle = self._hub.loop.call_later(max(0.0, self.when - self._hub.now()), self.fire, context=Context())
+
+    def fire(self) -> None:
+        """Do it now, which ends it."""
+        self.cancel()
+        self._call()
+
+    def cancel(self) -> None:
+        self._hub.timers.pop(self, None)
+        if self._handle is not None:
+            self._handle.cancel()
 
 
 class SteppedHub(Hub):
@@ -25,6 +56,16 @@ class SteppedHub(Hub):
         self.offset = offset
         """By how many seconds the clock was put forward."""
         self.beating = beating
+        self.timers: dict[Timer, None] = {}
+
+    def call_later(self, delay: float, call: Callable[[], None]) -> Timer:
+        """Call ``call`` in ``delay`` seconds of this clock."""
+        return Timer(self, delay, call)
+
+    async def stop(self) -> None:
+        for timer in list(self.timers):
+            timer.cancel()
+        await super().stop()
 
     def now(self) -> float:
         return time.time() + self.offset
@@ -32,6 +73,11 @@ class SteppedHub(Hub):
     def _schedule_beat(self) -> None:
         if self.beating:
             super()._schedule_beat()
+
+    @property
+    def _beats(self) -> bool:
+        """Whether heartbeats are sent by itself, and to anybody."""
+        return self.beating and bool(self.subscribers(TOPIC_HEARTBEAT))
 
     def pause_beats(self) -> None:
         """Send no more heartbeats by itself."""
@@ -59,24 +105,33 @@ class SteppedHub(Hub):
 
     async def advance(self, seconds: float) -> None:
         """
-        Put the clock forward: send the heartbeats of that time, and close who becomes too old or silent in it.
+        Put the clock forward, do all that is to be done in that time, and close who becomes too old or silent in it.
 
-        Raises ``ValueError`` for a time that is negative, or has too many heartbeats in it.
+        Raises ``ValueError`` for a time that is negative, or in which too much would happen.
         """
         interval = self.settings.HEARTBEAT_INTERVAL
-        if not 0 <= seconds / interval <= MOST_BEATS:
-            most = MOST_BEATS * interval
+        most = MOST_EVENTS * interval if self._beats else math.inf
+        if not 0 <= seconds <= most or seconds == math.inf:
             raise ValueError(f"the clock can be put forward by 0 to {most:g} s at once, but not by {seconds!r} s")
         self._cancel_beat()
-        end, beats = self.now() + seconds, 0
-        while self.beating and (slot := next_slot(interval, self.now())) <= end:
-            self._step(slot - self.now())
-            self._newest_slot = 0.0
-            self._beat(BeatEvent(slot=slot, sent_at=slot))
-            beats += 1
-            if beats % BEATS_A_TURN == 0:
+        end = self.now() + seconds
+        for count in range(2 * MOST_EVENTS):
+            slot = next_slot(interval, self.now()) if self._beats else math.inf
+            timer = min(self.timers, key=lambda timer: timer.when, default=None)
+            when = min(slot, math.inf if timer is None else timer.when)
+            if when > end:
+                break
+            self._step(max(0.0, when - self.now()))
+            if timer is not None and timer.when <= slot:
+                timer.fire()
+            else:
+                self._newest_slot = 0.0
+                self._beat(BeatEvent(slot=slot, sent_at=slot))
+            if count % EVENTS_A_TURN == EVENTS_A_TURN - 1:
                 await asyncio.sleep(0)
         self._step(max(0.0, end - self.now()))
+        for timer in self.timers:
+            timer.arm()
         self._cancel_beat()
         if self.subscribers(TOPIC_HEARTBEAT):
             self._schedule_beat()
