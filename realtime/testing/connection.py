@@ -77,7 +77,7 @@ class Interposer(Protocol):
         """Return how the handshake is answered, or None: as usual."""
 
     def opened(self) -> Sequence[Action]:
-        """Return what is done right after the handshake was answered with 101."""
+        """Return what is done right after the handshake was answered with 101, or as soon as this stands between."""
 
     def outgoing(self, frame: Frame) -> Sequence[Action]:
         """Return what is done in place of sending ``frame``, whatever kind of frame it is."""
@@ -393,7 +393,11 @@ class ServerConnection(asyncio.Protocol):
 
     @property
     def buffered(self) -> int:
-        return 0 if self.gone else self._queued + int(self._transport.get_write_buffer_size())
+        if self.gone:
+            return 0
+        # That something waits here is no fault of the client's, which would be closed for it, until it is too much.
+        waiting = self._queued if self._queued > self._engine.settings.OUTBOX_LIMIT else 0
+        return waiting + int(self._transport.get_write_buffer_size())
 
     def write(self, frame: bytes) -> None:
         if self.closed:
@@ -516,12 +520,13 @@ class ServerConnection(asyncio.Protocol):
         return self.namespace.hub.call_later(seconds, call)
 
     def interpose(self, interposer: Interposer | None) -> None:
-        """Put ``interposer`` in between from now on, in place of another."""
+        """Put ``interposer`` in between from now on, in place of another; what waits is done nevertheless."""
         self.interposer = interposer
         if self._ticking is not None:
             self._ticking.cancel()
             self._ticking = None
-        if self.state != "connecting":
+        if self.state == "open" and interposer is not None:
+            self.perform(interposer.opened())
             self._arm()
 
     def _arm(self) -> None:

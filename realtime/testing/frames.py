@@ -89,13 +89,16 @@ class ReadOn:
     """Take from the socket again."""
 
 
+Action = Write | Wait | Drop | HalfClose | StopReading | ReadOn
+
+
 @dataclass(frozen=True, slots=True)
 class Handshake:
     """
-    Say how a handshake is answered otherwise than usual.
+    Be what a server does with a handshake.
 
-    With ``status`` it is refused; ``delay`` are the seconds until there is an answer, and with ``never`` there is
-    none. ``subprotocol`` is the one that is said to be chosen, offered or not.
+    With a ``status`` it refuses; else it accepts, with ``subprotocol`` where one is given. It does so after ``delay``
+    seconds, or ``never``.
     """
 
     status: int | None = None
@@ -104,6 +107,3 @@ class Handshake:
     delay: float = 0.0
     never: bool = False
     subprotocol: str | None = None
-
-
-Action = Write | Wait | Drop | HalfClose | StopReading | ReadOn
