@@ -113,7 +113,7 @@ class _Pause(Ending):
         if not self.ended:
             return PATIENCE, ()
         if self._left > PATIENCE:
-            self._left -= PATIENCE
+            self._left = round(self._left - PATIENCE, 6)
             return PATIENCE, ()
         left, self._left = self._left, None
         return left, (actions.ReadOn(),)

@@ -142,7 +142,7 @@ class Pipeline:
         if self._dropped or not self._agenda:
             return None
         due, n, steps = heapq.heappop(self._agenda)
-        seconds, self._now = due - self._now, due
+        seconds, self._now = round(due - self._now, 6), due
         self._to_ask = [n]
         return seconds, self._actions(self._through(steps, n))
 

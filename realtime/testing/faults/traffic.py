@@ -218,7 +218,8 @@ class _Demand(Part):
     def tick(self) -> tuple[float, Steps] | None:
         if not self._active:
             return None
-        if self._sent and (self._sent - self._answered - 1) * self._fault.interval >= self._fault.timeout:
+        waited = round((self._sent - self._answered - 1) * self._fault.interval, 6)
+        if waited >= self._fault.timeout:
             self._active = False
             return 0.0, (Drop(reset=self._fault.reset),)
         self._sent += 1
