@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
 from websockets.frames import CloseCode, Opcode
 from websockets.protocol import Protocol, Side, State
@@ -223,6 +223,27 @@ def test_connections_are_counted_from_one() -> None:
         faults.interposer_for([], 0)
 
 
+def test_only_so_many_faults_go_together() -> None:
+    with pytest.raises(ValueError, match="at most 32 faults go together, but there are 33"):
+        faults.interposer_for([faults.Lose()] * 33, 1)
+
+
+@pytest.mark.parametrize(
+    "payload", [b"[]", b"no JSON", b'{"type":"x_response","n":%b}' % (b"9" * 5000)], ids=["list", "text", "long-number"]
+)
+def test_a_message_that_cannot_be_changed_is_sent_as_it_is(payload: bytes) -> None:
+    frame = Frame(Opcode.TEXT, payload)
+
+    assert interposer(faults.UnknownType(what="messages")).outgoing(frame) == [Write(frame.encode())]
+
+
+def test_a_connection_is_half_closed_only_once() -> None:
+    between = interposer(faults.HalfClose(after=1), faults.HalfClose())
+
+    assert between.opened() == [HalfClose()]
+    assert between.outgoing(ANSWERS) == []
+
+
 def test_another_seed_strikes_others() -> None:
     def lost(seed: int, number: int) -> list[bool]:
         between = interposer(faults.Lose(probability=0.5, seed=seed), number=number)
@@ -351,6 +372,8 @@ def _faults() -> st.SearchStrategy[faults.Fault]:
         given = dict(common)
         if "after" in fault.model_fields:
             given["after"] = st.integers(0, 2)
+        if "what" in fault.model_fields:
+            given["what"] = st.sampled_from(["answers", "messages"])
         if "size" in fault.model_fields:
             given["size"] = st.just(1 << 17)
         if "window" in fault.model_fields:
@@ -434,6 +457,7 @@ def test_reordering_and_bursts_lose_nothing(frames: list[Frame], seed: int) -> N
         ([{"fault": "lose", "what": "all"}], "input should be 'answers', 'beats', 'publications', 'messages' or"),
         ([{"fault": "invalid-json", "text": "{}"}], "'{}' is valid JSON"),
         ([{"fault": "close-frame", "reason": "é" * 62}], "the reason has 124 bytes of UTF-8, at most 123 fit"),
+        ([{"fault": "reorder", "times": 1}], "times is 1, and must be at least window, 2"),
         ([7], "fault 1: input should be"),
         ("nope", "the list of faults: invalid JSON"),
         ([{"fault": "lose"}] * 33, "the list of faults: list should have at most 32 items"),
@@ -481,6 +505,17 @@ def test_every_number_has_two_bounds() -> None:
                 if kind.get("type") in ("integer", "number"):
                     assert {"minimum", "exclusiveMinimum"} & set(kind), (fault, name)
                     assert {"maximum", "exclusiveMaximum"} & set(kind), (fault, name)
+
+
+def test_the_schema_of_any_fault_tells_them_apart_and_explains_each() -> None:
+    schema = TypeAdapter(faults.AnyFault).json_schema()
+
+    mapping = schema["discriminator"]["mapping"]
+    assert set(mapping) == {fault.name() for fault in faults.FAULTS}
+    for reference in mapping.values():
+        kind = schema["$defs"][reference.removeprefix("#/$defs/")]
+        assert kind["description"]
+        assert kind["additionalProperties"] is False
 
 
 def test_beats_go_on_where_only_answers_are_struck() -> None:

@@ -69,7 +69,7 @@ _ALL = (
     ),
     Profile(
         name="rolling-deploy",
-        summary="Two rounds of restarts: all are closed with 1012 within a second, and the first to return meets 503.",
+        summary="Two rounds of restarts: all are closed with 1012 within a second; the second connection meets 503.",
         faults=(Refuse(status=503, retry_after=1, after=1, times=1),),
         settings={"HEARTBEAT_INTERVAL": 1.0},
         events=(

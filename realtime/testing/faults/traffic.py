@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from random import Random
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ..frames import Action, Drop, Frame, Opcode, Wait, Write
 from .base import FrameFault, Frames, Messages, Seconds, StreamFault, Tally, kinds_of
@@ -56,6 +56,12 @@ class Reorder(FrameFault):
     """How many change places."""
     hold: Annotated[float, Field(ge=0.01, le=60, allow_inf_nan=False)] = 1.0
     """Seconds after which they are sent although there are fewer."""
+
+    @model_validator(mode="after")
+    def _enough_to_reorder(self) -> Reorder:
+        if self.times is not None and self.times < self.window:
+            raise ValueError(f"times is {self.times}, and must be at least window, {self.window}: it counts frames")
+        return self
 
     def part(self, number: int) -> Part:
         return _Reordering(self, self.dice(number))
