@@ -24,7 +24,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
         f"{MARK}(address='localhost:0', **settings): how the server of the fixture demo_server is made, "
-        "such as heartbeat_interval=0.1",
+        "such as heartbeat_interval=0.1 or profile='zombie'",
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,7 +17,8 @@ from ..topics import Topic, all_topics, match_topic
 from .connection import Interposer, ServerConnection
 from .engine import Engine
 from .frames import Frame, Opcode
-from .namespace import Arrivals, ConnectionInfo, MakeInterposer, Namespace, describe
+from .namespace import Arrivals, ConnectionInfo, MakeInterposer, Namespace, close_connection, describe
+from .profiles import Profile, by_name
 from .transcript import Transcript
 
 if TYPE_CHECKING:
@@ -34,6 +36,16 @@ def make_interposer(faults: Sequence[Any], number: int) -> Interposer | None:
     """Return what does ``faults`` to the session's connection of this number: the one place that knows how."""
     interposer: Interposer | None = import_module("realtime.testing.faults").interposer_for(faults, number)
     return interposer
+
+
+@dataclass(frozen=True, slots=True)
+class Suffering:
+    """Be the faults that connections meet with; called with a connection's number, make what does them to it."""
+
+    faults: tuple[Any, ...] = ()
+
+    def __call__(self, number: int) -> Interposer | None:
+        return make_interposer(self.faults, number) if self.faults else None
 
 
 class Controls:
@@ -161,6 +173,16 @@ class Controls:
 
         self._result(self._submit(advance_all), TIMEOUT + 60)
 
+    @property
+    def ahead(self) -> float:
+        """By how many seconds the clock was put forward."""
+        return self._call(lambda: next((each.hub.offset for each in self._own()), self._engine.offset))
+
+    @property
+    def beating(self) -> bool:
+        """Whether heartbeats are sent by itself."""
+        return self._call(lambda: next((each.hub.beating for each in self._own()), self._engine.beating))
+
     # How connections end
 
     def close_client_connections(self, message: CloseMessage | None = None) -> None:
@@ -188,7 +210,7 @@ class Controls:
         def close_one(chosen: ServerConnection) -> None:
             if mid_message and not chosen.closed:
                 chosen.send_frame(HALF_A_MESSAGE)
-            close_connection(chosen, message.code, message.reason)
+            close_connection(chosen, message)
 
         def close_chosen() -> int:
             chosen = self._chosen(connection)
@@ -229,34 +251,81 @@ class Controls:
         come, or with an id for the one connection that has it. Raises ``LookupError`` where there is none, and
         ``ValueError`` for faults that cannot be.
         """
-        chosen_faults = list(faults)
-        make: MakeInterposer | None = partial(make_interposer, chosen_faults) if chosen_faults else None
-        if make is not None:
-            make(1)  # so that whoever asks for what cannot be is told
+        make = Suffering(tuple(faults))
+        make(1)  # so that whoever asks for what cannot be is told
+        self._call(partial(self._interpose, make, connection))
 
-        def set_now() -> None:
+    def faults(self, connection: str | None = None) -> list[Any]:
+        """
+        Return the faults that new connections meet with, or those of the connection with this id.
+
+        Raises ``LookupError`` where there is none.
+        """
+
+        def find() -> list[Any]:
+            make: MakeInterposer | None = self._engine.make_interposer
             if connection is not None:
-                chosen = [each for each in self._connections() if each.id == connection]
-                if not chosen:
-                    raise LookupError(f"there is no connection {connection!r}")
-            else:
-                chosen = list(self._connections())
-                if self._session is None:
-                    self._engine.make_interposer = make
-                for namespace in self._namespaces(begin=True):
-                    namespace.make_interposer = make
-            for each in chosen:
-                each.interpose(None if make is None else make(each.number))
+                [found] = self._existing(connection)
+                assert found.namespace is not None
+                namespace = found.namespace
+                make = namespace.own_interposers.get(found.id) or namespace.make_interposer or make
+            elif self._session is not None:
+                make = next((each.make_interposer for each in self._own()), None) or make
+            return list(make.faults) if isinstance(make, Suffering) else []
 
-        self._call(set_now)
+        return self._call(find)
+
+    def _interpose(self, make: MakeInterposer, connection: str | None) -> None:
+        if connection is not None:
+            for each in (chosen := self._existing(connection)):
+                assert each.namespace is not None
+                each.namespace.own_interposers[each.id] = make
+        else:
+            chosen = list(self._connections())
+            if self._session is None:
+                self._engine.make_interposer = make
+            for namespace in self._namespaces(begin=True):
+                namespace.make_interposer = make
+                namespace.own_interposers.clear()
+        for each in chosen:
+            each.interpose(make(each.number))
+
+    def use_profile(self, profile: str | Profile | None) -> None:
+        """
+        Begin a profile, by its name: its faults, its settings and the moments at which it closes connections.
+
+        It takes the place of another, and of all faults. Settings hold for connections that come from now on, and
+        the heartbeats' interval for all. None ends the one that was begun. For all sessions, a session that begins
+        later begins the profile then. Raises ``ValueError``, which lists the names, where there is none of that name.
+        """
+        chosen = by_name(profile) if isinstance(profile, str) else profile
+        settings = self._server.settings_with({} if chosen is None else chosen.settings)
+
+        def use() -> None:
+            if self._session is None:
+                self._engine.profile, self._engine.profile_settings = chosen, settings
+            for namespace in self._namespaces(begin=True):
+                namespace.use_profile(chosen, settings)
+            self._interpose(Suffering(() if chosen is None else chosen.faults), None)
+
+        self._call(use)
+
+    @property
+    def profile(self) -> Profile | None:
+        """The profile that was begun last, or None."""
+
+        def find() -> Profile | None:
+            found = self._own()
+            return found[0].profile if found else self._engine.profile
+
+        return self._call(find)
 
     def reset(self) -> None:
         """Drop every connection, and forget all that was set, sent and counted: as if it had just begun."""
 
         def reset_now() -> None:
             if self._session is None:
-                self._engine.make_interposer = None
-                self._engine.offset, self._engine.beating = 0.0, True
+                self._server.set_up(self._engine)
                 self._engine.arrivals.forget()
             for namespace in self._namespaces():
                 self._engine.reset(namespace.name)
@@ -278,6 +347,10 @@ class Controls:
         namespace = self._engine.namespaces.get(self._session)
         return [] if namespace is None else [namespace]
 
+    def _own(self) -> list[Namespace]:
+        """Return the session, if this controls one and it has begun."""
+        return [] if self._session is None else self._namespaces()
+
     def _connections(self) -> Iterable[ServerConnection]:
         found = [connection for namespace in self._namespaces() for connection in namespace.connections.values()]
         return sorted(found, key=lambda connection: int(connection.id))
@@ -287,6 +360,11 @@ class Controls:
         if connection is not None and not found:
             raise LookupError(f"there is no open connection {connection!r}")
         return found
+
+    def _existing(self, connection: str) -> list[ServerConnection]:
+        if found := [each for each in self._connections() if each.id == connection]:
+            return found
+        raise LookupError(f"there is no connection {connection!r}")
 
     def _arrivals(self) -> Arrivals:
         return self._engine.arrivals if self._session is None else self._engine.namespace(self._session).arrivals
@@ -320,14 +398,3 @@ class Controls:
                 future.cancel()
                 raise TimeoutError(f"the server did not answer within {timeout:g} s") from None
             raise
-
-
-def close_connection(connection: ServerConnection, code: int, reason: str) -> None:
-    """Close a connection as the hub does, so that it counts as closed by the server; 1006 drops it."""
-    close: Any = getattr(connection.listener, "close", None)
-    if close is not None:
-        close(code, reason)
-    elif code == 1006:
-        connection.drop()
-    else:
-        connection.close(code, reason)

@@ -17,6 +17,7 @@ from urllib.parse import parse_qs
 from ..conf import Settings
 from .connection import ServerConnection
 from .namespace import Arrivals, MakeInterposer, Namespace, describe, end_all
+from .profiles import Profile
 from .transcript import Log
 
 logger = logging.getLogger("realtime.testing")
@@ -44,6 +45,9 @@ class Engine:
         self.arrivals = Arrivals()
         self.make_interposer: MakeInterposer | None = None
         """What stands between the server and the connections of sessions that have nothing of their own."""
+        self.profile: Profile | None = None
+        """What new sessions begin with."""
+        self.profile_settings = settings
         self.offset = 0.0
         """By how many seconds the clock of new sessions is put forward."""
         self.beating = True
@@ -108,6 +112,8 @@ class Engine:
         if namespace is None:
             namespace = Namespace(name, self.settings, offset=self.offset, beating=self.beating)
             self.namespaces[name] = namespace
+            if self.profile is not None:
+                namespace.use_profile(self.profile, self.profile_settings)
             self._drop_unused()
         self.namespaces.move_to_end(name)
         return namespace
@@ -152,15 +158,14 @@ class Engine:
     def opened(self, connection: ServerConnection) -> None:
         """Take note that a WebSocket was opened."""
         assert connection.namespace is not None
-        info = describe(connection)
-        connection.namespace.arrivals.add(info)
-        self.arrivals.add(info)
+        connection.namespace.opened(connection)
+        self.arrivals.add(describe(connection))
 
     def disconnected(self, connection: ServerConnection) -> None:
         """Take note that a TCP connection has ended."""
         del self.sockets[connection]
         if connection.namespace is not None:
-            connection.namespace.connections.pop(connection.id, None)
+            connection.namespace.left(connection)
 
 
 async def settle() -> None:

@@ -6,12 +6,19 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
+from random import Random
+from typing import TYPE_CHECKING
 
 from channels.layers import InMemoryChannelLayer
 
 from ..conf import Settings
+from ..protocol import CloseMessage
 from .connection import Interposer, ServerConnection, State
-from .stepped import SteppedHub
+from .stepped import SteppedHub, Timer
+
+if TYPE_CHECKING:
+    from .profiles import CloseEvent, Profile
 
 CAPACITY = 1_000_000
 """Events that may wait on a session's channel layer, which cannot be reached."""
@@ -103,6 +110,58 @@ class Namespace:
         self.count = 0
         """How many connections there have been."""
         self.make_interposer: MakeInterposer | None = None
+        self.own_interposers: dict[str, MakeInterposer] = {}
+        """What single connections have of their own, by their ids."""
+        self.profile: Profile | None = None
+        self._profile_timers: set[Timer] = set()
+
+    def use_profile(self, profile: Profile | None, settings: Settings) -> None:
+        """Begin a profile, whose ``settings`` these are, in place of another; its faults are not set here."""
+        for timer in self._profile_timers:
+            timer.cancel()
+        self._profile_timers.clear()
+        self.profile = profile
+        self.hub.settings = settings
+        if self.hub.beating:
+            self.hub.resume_beats()  # at the interval that holds now
+        for event in self._events("started"):
+            self._later(event.after, partial(self._close_all, event))
+        for connection in self.open_connections():
+            self._close_in_time(connection)
+
+    def opened(self, connection: ServerConnection) -> None:
+        """Take note that a WebSocket was opened."""
+        self.arrivals.add(describe(connection))
+        self._close_in_time(connection)
+
+    def left(self, connection: ServerConnection) -> None:
+        """Take note that a connection is gone."""
+        self.connections.pop(connection.id, None)
+        self.own_interposers.pop(connection.id, None)
+
+    def _events(self, since: str) -> list[CloseEvent]:
+        return [] if self.profile is None else [event for event in self.profile.events if event.since == since]
+
+    def _later(self, seconds: float, call: Callable[[], None]) -> None:
+        def fire() -> None:
+            self._profile_timers.discard(timer)
+            call()
+
+        timer = self.hub.call_later(seconds, fire)
+        self._profile_timers.add(timer)
+
+    def _close_all(self, event: CloseEvent) -> None:
+        for connection in self.open_connections():
+            self._close_later(connection, event, 0.0)
+
+    def _close_in_time(self, connection: ServerConnection) -> None:
+        for event in self._events("connected"):
+            self._close_later(connection, event, event.after)
+
+    def _close_later(self, connection: ServerConnection, event: CloseEvent, after: float) -> None:
+        # The same connection, by its number, is closed at the same moment each time.
+        delay = after + Random(f"{event.after}:{connection.number}").uniform(0.0, event.spread)
+        self._later(delay, partial(close_connection, connection, event.message))
 
     def open_connections(self, chosen: str | None = None) -> list[ServerConnection]:
         """Return the connections that are open, or the one with this id if it is."""
@@ -116,6 +175,17 @@ class Namespace:
         """Close every connection, and stop the hub."""
         await self.hub.stop()
         await end_all(list(self.connections.values()))
+
+
+def close_connection(connection: ServerConnection, message: CloseMessage) -> None:
+    """Close a connection as the hub does, so that it counts as closed by the server; 1006 drops it."""
+    close = getattr(connection.listener, "close", None)
+    if close is not None:
+        close(message.code, message.reason)
+    elif message.code == 1006:
+        connection.drop()
+    else:
+        connection.close(message.code, message.reason)
 
 
 async def end_all(connections: Iterable[ServerConnection]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Iterable
 from concurrent.futures import Future
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -11,9 +12,10 @@ from urllib.parse import quote, urlsplit
 from ..conf import Settings, get_settings
 from ..consumers import RealtimeConsumer
 from ..routing import refuse
-from .controls import Controls
+from .controls import Controls, Suffering
 from .django_setup import has_site, prepare_django
 from .engine import Engine
+from .profiles import Profile, by_name
 from .transcript import ENTRIES, SIZE, Log
 
 PATHS = frozenset({"/", "/ws/"})
@@ -45,8 +47,9 @@ class DemoWebsocketServer(Controls):
     A WebSocket server to test clients against, which can be started and stopped again and again.
 
     ``address`` is a host and a port; port 0 is one that is free, and stays the same from then on. Providers of
-    OpenTelemetry default to the global ones. Settings are those of ``REALTIME``, in lower case, such as
-    ``heartbeat_interval=0.1``. Raises ``ValueError`` for an address or a setting that cannot be.
+    OpenTelemetry default to the global ones. ``profile`` is the name of a profile that it begins with, and ``faults``
+    are faults besides. Settings are those of ``REALTIME``, in lower case, such as ``heartbeat_interval=0.1``. Raises
+    ``ValueError`` for an address, a profile, faults or a setting that cannot be.
 
     Start and stop it, or use it as a context manager, in synchronous and in asynchronous code.
     """
@@ -57,6 +60,8 @@ class DemoWebsocketServer(Controls):
         tracer_provider: Any = None,
         meter_provider: Any = None,
         *,
+        profile: str | Profile | None = None,
+        faults: Iterable[Any] = (),
         transcript_entries: int = ENTRIES,
         transcript_bytes: int = SIZE,
         **settings: Any,
@@ -70,6 +75,9 @@ class DemoWebsocketServer(Controls):
         self.settings = Settings.model_validate(
             {**dict(get_settings()), **DEFAULTS, **own, **given, "CONNECTION_REGISTRY": False}
         )
+        self._begin_with = by_name(profile) if isinstance(profile, str) else profile
+        self._faults = Suffering((*(() if self._begin_with is None else self._begin_with.faults), *faults))
+        self._faults(1)  # so that whoever asks for what cannot be is told
         self.log = Log(transcript_entries, transcript_bytes)
         self._consumer = RealtimeConsumer.as_asgi()
         self._running: _EngineThread | None = None
@@ -187,6 +195,18 @@ class DemoWebsocketServer(Controls):
 
     # For what controls it
 
+    def settings_with(self, changes: dict[str, Any]) -> Settings:
+        """Return the settings with these changes. Raises ``ValueError`` for some that cannot be."""
+        return Settings.model_validate({**dict(self.settings), **changes}) if changes else self.settings
+
+    def set_up(self, engine: Engine) -> None:
+        """Have the engine begin with what this server was made to begin with."""
+        profile = self._begin_with
+        engine.make_interposer = self._faults if self._faults.faults else None
+        engine.profile = profile
+        engine.profile_settings = self.settings_with({} if profile is None else profile.settings)
+        engine.offset, engine.beating = 0.0, True
+
     @property
     def engine(self) -> Engine:
         """The engine. Raises ``RuntimeError`` when it is not started."""
@@ -237,6 +257,7 @@ class _EngineThread(threading.Thread):
     async def _serve(self) -> None:
         self.loop, self.stopping = asyncio.get_running_loop(), asyncio.Event()
         self.engine = Engine(self._server.application, self._server.settings, self._server.log)
+        self._server.set_up(self.engine)
         port = await self.engine.start(*self._address)
         self.started.set_result(port)
         await self.stopping.wait()
