@@ -1,4 +1,4 @@
-"""Profiles on a server: what a client sees of their settings, of their faults and of the moments at which they close."""
+"""Profiles on a server: what a client sees of their settings, faults and their closes."""
 
 from __future__ import annotations
 

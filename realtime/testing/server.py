@@ -176,6 +176,11 @@ class DemoWebsocketServer(Controls):
         """Return what controls one session: the clients that connect to its own ``url``."""
         return Session(self, name)
 
+    @property
+    def session_names(self) -> list[str]:
+        """The names of the sessions that have begun, the one that was used last at the end; "" is that of no name."""
+        return self._call(lambda: list(self.engine.namespaces))
+
     async def application(self, scope: Any, receive: Any, send: Any) -> None:
         """
         Be the ASGI application that is served, for whoever serves it otherwise.
