@@ -191,7 +191,7 @@ def test_port_that_is_taken_is_said_plainly(option: str) -> None:
         (["--profile", "zombi"], "there is no profile 'zombi'; there are flaky-mobile"),
         (["--faults", '[{"fault":"los"}]'], "there is no fault 'los'; there are refuse"),
         (["--faults", "/nothing.json"], "cannot be read: No such file"),
-        (["--heartbeat-interval", "-1"], "HEARTBEAT_INTERVAL"),
+        (["--heartbeat-interval", "-1"], "demows: HEARTBEAT_INTERVAL: input should be greater than"),
         (["--ready-file", "/nothing/ready.json", "--address", "localhost:0", "--control", "localhost:0"], "cannot wr"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",

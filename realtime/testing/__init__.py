@@ -1,7 +1,7 @@
 """
 Tools for tests: of sites, and of WebSocket clients in whatever language. Nothing else in realtime imports them.
 
-The test server is imported when it is first used, as it needs ``websockets`` (``demows[testing]``).
+The test server and its control API are imported when they are first used, as they need ``demows[testing]``.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from .. import publishing
 from ..protocol import CloseMessage
 
 if TYPE_CHECKING:
+    from .control import ControlServer as ControlServer
     from .server import DemoWebsocketServer as DemoWebsocketServer
 
-__all__ = ["Captured", "Captures", "CloseMessage", "DemoWebsocketServer", "capture_publications"]
+__all__ = ["Captured", "Captures", "CloseMessage", "ControlServer", "DemoWebsocketServer", "capture_publications"]
 
-_MODULES = {"DemoWebsocketServer": "server"}
+_MODULES = {"ControlServer": "control", "DemoWebsocketServer": "server"}
 
 
 def __getattr__(name: str) -> Any:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
+from pydantic import ValidationError
 
 from .. import __version__
 from . import faults
@@ -124,13 +125,16 @@ def _serve(options: argparse.Namespace) -> None:
         with django_set_up():
             server = DemoWebsocketServer(options.address, profile=options.profile, faults=chosen, **settings)
         control = ControlServer(server, options.control, allow_hosts=options.allow_host)
+    except ValidationError as error:
+        wrong = (f"{'.'.join(map(str, each['loc']))}: {each['msg'].lower()}" for each in error.errors())
+        raise CommandError("; ".join(wrong)) from None
     except ValueError as error:
         raise CommandError(str(error)) from None
     logging.getLogger("uvicorn").setLevel(logging.CRITICAL)  # it says nothing that is not said here
     with (
         Watcher(server, None if options.quiet else print) as watcher,
+        listening(control, "--control", options.control),  # it ends last, so that those who wait are told
         listening(server, "--address", options.address),
-        listening(control, "--control", options.control),
         stop_signals() as stop,
         ready_file(options.ready_file, {"url": server.url, "control": control.url}),
     ):

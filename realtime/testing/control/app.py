@@ -13,7 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 from ... import __version__
 from ..profiles import PROFILES
 from ..server import DemoWebsocketServer
-from .errors import add_handlers, answers, told
+from .errors import COMMON, add_handlers, answers, told
 from .guard import LOOPBACK_ORIGIN, Guard
 from .models import ProfileInfo, ServerInfo, SessionInfo
 from .operations import router as operations
@@ -24,6 +24,8 @@ Control a test server for WebSocket clients: look at its connections, end them i
 faults. Each operation is there for all connections, and below `/sessions/{name}` for those of one session: the clients
 that connect with `?session=name` in their URL. A session begins when it is first used.
 """
+SESSION = "/sessions/{name}"
+"""Where the operations for one session are."""
 TAGS = ["server", "connections", "messages", "clock", "faults", "transcript"]
 TELEMETRY: Any = dict.fromkeys(["tracing", "metrics", "logs", "operation_spans", "auto_configure"], False)
 
@@ -51,7 +53,7 @@ def get_server(request: Request) -> ServerInfo:
     )
 
 
-@router.get("/sessions/{name}", tags=["server"], summary="Look at a session")
+@router.get(SESSION, tags=["server"], summary="Look at a session")
 def get_session(request: Request, name: SessionName) -> SessionInfo:
     with told():
         return describe(request.app.state.server, name)
@@ -95,17 +97,17 @@ def create_app(
         telemetry=TELEMETRY,
     )
     app.state.server = server
-    common = answers(403, 409, 413, 422)
+    common = answers(*COMMON)
     app.include_router(router, responses=common, generate_unique_id_function=operation_id)
     app.include_router(operations, responses=common, generate_unique_id_function=operation_id)
     app.include_router(
         operations,
-        prefix="/sessions/{name}",
+        prefix=SESSION,
         dependencies=[Depends(session_name)],
         responses=common,
         generate_unique_id_function=lambda route: f"session_{route.name}",
     )
-    add_handlers(app)
+    add_handlers(app, methods())
     app.add_middleware(
         CORSMiddleware,
         allow_origin_regex=LOOPBACK_ORIGIN.pattern,
@@ -114,6 +116,16 @@ def create_app(
     )
     app.add_middleware(Guard, hosts=allow_hosts, addresses=allow_addresses)
     return app
+
+
+def methods() -> dict[str, set[str]]:
+    """Return the methods that there are, by their paths."""
+    found: dict[str, set[str]] = {}
+    for prefix, routes in (("", router.routes), ("", operations.routes), (SESSION, operations.routes)):
+        for route in routes:
+            if isinstance(route, APIRoute):
+                found.setdefault(prefix + route.path, set()).update(route.methods or ())
+    return found
 
 
 def operation_id(route: APIRoute) -> str:

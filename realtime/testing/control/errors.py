@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,6 +31,9 @@ DESCRIPTIONS = {
     413: "The body is too large.",
     422: "The body, or what the path or the query say, is not what is expected.",
 }
+COMMON = (403, 409, 413, 422)
+"""What may be answered to any request."""
+ERROR = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
 MOST_TOLD = 5
 """How many things that are wrong are told of."""
 
@@ -38,6 +41,11 @@ MOST_TOLD = 5
 def answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Return what the OpenAPI document says of the answers with these statuses."""
     return {status: {"model": Error, "description": DESCRIPTIONS[status]} for status in statuses}
+
+
+def answers_of_a_page() -> dict[int | str, dict[str, Any]]:
+    """Return the same for what is a page unless something is wrong: FastAPI takes all of its answers for pages."""
+    return {status: {"content": ERROR, "description": DESCRIPTIONS[status]} for status in COMMON}
 
 
 @contextmanager
@@ -69,8 +77,8 @@ def sentence(details: Sequence[Any]) -> str:
     return "; ".join(parts) + more
 
 
-def add_handlers(app: FastAPI) -> None:
-    """Have ``app`` answer with ``Error`` whatever goes wrong."""
+def add_handlers(app: FastAPI, methods: Mapping[str, set[str]]) -> None:
+    """Have ``app``, which has these methods by their paths, answer with ``Error`` whatever goes wrong."""
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
@@ -85,7 +93,7 @@ def add_handlers(app: FastAPI) -> None:
         elif status == 404 and message == "Not Found":
             message = f"there is nothing at {request.url.path!r}; /openapi.json says what there is"
         elif status == 405:
-            headers["Allow"] = ", ".join(allowed(request)) or "GET"
+            headers["Allow"] = allowed(request, methods)
             message = f"{request.method} is not for {request.url.path!r}; legal are {headers['Allow']}"
         code = ErrorCode.TIMEOUT if status == 409 and " came within " in message else CODES.get(status)
         return error_response(status, code or ErrorCode.INVALID, message, headers)
@@ -95,11 +103,10 @@ def add_handlers(app: FastAPI) -> None:
         return error_response(500, ErrorCode.INTERNAL, "the control API failed, which is a mistake in it")
 
 
-def allowed(request: Request) -> list[str]:
+def allowed(request: Request, methods: Mapping[str, set[str]]) -> str:
     """Return the methods that there are at the path of ``request``."""
-    paths: dict[str, dict[str, Any]] = request.app.openapi()["paths"]
-    matching = (item for path, item in paths.items() if re.fullmatch(_pattern(path), request.url.path))
-    return sorted({method.upper() for item in matching for method in item})
+    found = [each for path, each in methods.items() if re.fullmatch(_pattern(path), request.url.path)]
+    return ", ".join(sorted(set[str]().union(*found))) or "GET"
 
 
 def _pattern(path: str) -> str:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Depends, HTTPException, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, HTTPException, Path, Query, Request
 from fastapi.responses import HTMLResponse
 
 from ..controls import Controls
 from ..faults import AnyFault
-from .errors import answers, told
+from .errors import answers, answers_of_a_page, told
 from .models import (
     Advance,
     Affected,
@@ -44,7 +44,7 @@ def controls_of(request: Request) -> Controls:
 
 
 Chosen = Annotated[Controls, Depends(controls_of)]
-ConnectionId = Annotated[str, Path(max_length=20, description="The connection's `id`.", examples=["1"])]
+ConnectionId = Annotated[str, Path(pattern="^[0-9]{1,20}$", description="The connection's `id`.", examples=["1"])]
 CLOSE, INTERRUPT, WAIT = Close(), Interrupt(), Wait()
 """What is done where there is no body."""
 
@@ -69,7 +69,7 @@ def list_connections(controls: Chosen) -> list[Connection]:
         return [Connection.of(info) for info in controls.connections]
 
 
-@router.post("/connections/wait", tags=["connections"], summary="Wait for a client that connects, or comes back")
+@router.post("/wait", tags=["connections"], summary="Wait for a client that connects, or comes back")
 async def wait_for_connection(controls: Chosen, body: Wait = WAIT) -> Connection:
     """
     Answer with the connection once there is one, and with 409 and the code `TIMEOUT` if none comes in time.
@@ -302,6 +302,7 @@ def get_transcript(
     tags=["transcript"],
     summary="Return what went over the wire, as a page to be read",
     response_class=HTMLResponse,
+    responses=answers_of_a_page(),
 )
 def get_transcript_page(controls: Chosen) -> HTMLResponse:
     page = controls.transcript.to_html().encode(errors="backslashreplace")
@@ -313,9 +314,8 @@ def clear_transcript(controls: Chosen) -> None:
     controls.transcript.clear()
 
 
-@router.post("/reset", tags=["server"], summary="Drop every connection, and forget all that was set and seen")
-def reset(controls: Chosen) -> Response:
-    """As if it had just begun, with what it was started with."""
+@router.post("/reset", tags=["server"], summary="Drop every connection, and forget all that was set", status_code=204)
+def reset(controls: Chosen) -> None:
+    """All is as if it had just begun, with the profile and the faults that it was started with."""
     with told():
         controls.reset()
-    return Response(status_code=204)
