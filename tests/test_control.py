@@ -610,6 +610,15 @@ async def test_server_that_was_stopped_is_a_409(server: DemoWebsocketServer, cho
         assert (await chosen.request(method, path)).error == (409, "CONFLICT", "the server is not started")
 
 
+async def test_mistake_of_its_own_is_a_500_that_tells_nothing(
+    control: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DemoWebsocketServer, "beat", lambda self: 1 // 0)
+    error = (await control.request("POST", "beat")).error
+    assert error == (500, "INTERNAL", "the control API failed, which is a mistake in it")
+    assert (await control.request("GET", "clock")).status == 200
+
+
 # Its own life, and its page
 
 

@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+from typing_extensions import TypeAliasType
 
 from ...protocol import MAX_REASON, CloseCode, CloseMessage
 from ..connection import State
@@ -16,6 +17,8 @@ from ..namespace import ConnectionInfo
 from ..profiles import CloseEvent, Profile
 from ..transcript import Entry
 
+OneFault = TypeAliasType("OneFault", AnyFault)
+"""A fault; it has a name so that the document describes it in one place."""
 DAY = 86_400.0
 YEAR = 366 * DAY
 LEGAL_CODES = {
@@ -128,7 +131,7 @@ class ProfileChoice(Input):
 
 
 FaultList = Annotated[
-    list[AnyFault],
+    list[OneFault],
     Field(max_length=MOST_FAULTS, examples=[[{"fault": "delay", "seconds": 2.0}, {"fault": "lose", "what": "beats"}]]),
 ]
 
@@ -189,7 +192,7 @@ class ProfileInfo(Output):
     """What happens."""
     good_client: str
     """What a good client does."""
-    faults: list[AnyFault]
+    faults: list[OneFault]
     settings: dict[str, Any]
     """Settings of the server that differ."""
     events: list[CloseEvent]

@@ -9,7 +9,6 @@ from fastapi import APIRouter, Depends, HTTPException, Path, Query, Request
 from fastapi.responses import HTMLResponse
 
 from ..controls import Controls
-from ..faults import AnyFault
 from .errors import answers, answers_of_a_page, told
 from .models import (
     Advance,
@@ -21,6 +20,7 @@ from .models import (
     CurrentProfile,
     FaultList,
     Interrupt,
+    OneFault,
     ProfileChoice,
     Publication,
     TranscriptEntry,
@@ -194,13 +194,13 @@ def advance(controls: Chosen, body: Advance) -> Clock:
 
 
 @router.get("/faults", tags=["faults"], summary="List the faults that connections meet with")
-def get_faults(controls: Chosen) -> list[AnyFault]:
+def get_faults(controls: Chosen) -> list[OneFault]:
     with told():
         return controls.faults()
 
 
 @router.put("/faults", tags=["faults"], summary="Have connections meet with these faults, in place of others")
-def set_faults(controls: Chosen, body: FaultList) -> list[AnyFault]:
+def set_faults(controls: Chosen, body: FaultList) -> list[OneFault]:
     """They hold for the connections that are there, and for all that come."""
     with told():
         controls.set_faults(body)
@@ -219,7 +219,7 @@ def delete_faults(controls: Chosen) -> None:
     summary="List the faults that one connection meets with",
     responses=answers(404),
 )
-def get_connection_faults(controls: Chosen, id: ConnectionId) -> list[AnyFault]:
+def get_connection_faults(controls: Chosen, id: ConnectionId) -> list[OneFault]:
     with told():
         return controls.faults(id)
 
@@ -230,7 +230,7 @@ def get_connection_faults(controls: Chosen, id: ConnectionId) -> list[AnyFault]:
     summary="Have one connection meet with these faults, in place of others",
     responses=answers(404),
 )
-def set_connection_faults(controls: Chosen, id: ConnectionId, body: FaultList) -> list[AnyFault]:
+def set_connection_faults(controls: Chosen, id: ConnectionId, body: FaultList) -> list[OneFault]:
     with told():
         controls.set_faults(body, id)
         return controls.faults(id)
