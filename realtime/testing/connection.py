@@ -10,11 +10,14 @@ from __future__ import annotations
 import asyncio
 import codecs
 import logging
+import os
 import socket
 import struct
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -60,6 +63,12 @@ MAX_UNREAD_BYTES = 1 << 16
 """What those messages may come to, in bytes, before the same is done."""
 FRAMES_A_TURN = 64
 """Frames that are parsed before others get a turn on the event loop."""
+MAX_EARLY_BYTES = 1 << 16
+"""Bytes behind a handshake that is not answered yet, above which nothing more is read."""
+MOST_WAITING = 1 << 26
+"""Bytes that may wait to be sent whoever let them: the hub closes slow clients of its own long before."""
+OVERHEAD = 64
+"""Bytes that an action counts for besides its data, so that empty ones count too."""
 MAX_REASON = 123
 """Bytes of a reason that fit into a close frame."""
 
@@ -91,6 +100,16 @@ class Interposer(Protocol):
 
 class Finish:
     """End the TCP connection once all that was to be sent before has been sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """Ask an interposer what happens next by itself, once all that it said before has been done."""
+
+    interposer: Interposer
+
+
+Step = Action | Finish | Arm
 
 
 class ServerConnection(asyncio.Protocol):
@@ -128,11 +147,11 @@ class ServerConnection(asyncio.Protocol):
         self._is_text = False
         self._decoder: Any = None
         self._held = self._deaf = self._failed = False
-        self._actions: deque[Action | Finish] = deque()
+        self._actions: deque[Step] = deque()
         self._waiting: Timer | None = None
         self._queued = 0
         self._half_closed = False
-        self._full = False
+        self._full = self._flushing = False
         self._drained: asyncio.Future[None] | None = None
         self._linger: asyncio.TimerHandle | None = None
         self._ticking: Timer | None = None
@@ -141,6 +160,7 @@ class ServerConnection(asyncio.Protocol):
         self._answer: dict[str, Any] | None = None
         self._disconnect: dict[str, Any] | None = None
         self._ended_by_client = False
+        self._early = 0
 
     # What the event loop tells
 
@@ -148,11 +168,16 @@ class ServerConnection(asyncio.Protocol):
         self._transport = transport
         self._transport.set_write_buffer_limits(high=HIGH_WATER)
         sock = transport.get_extra_info("socket")
-        if sock is not None:
+        with suppress(OSError):  # it has gone already
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        peer = transport.get_extra_info("peername")
-        self.address = f"[{peer[0]}]:{peer[1]}" if ":" in peer[0] else f"{peer[0]}:{peer[1]}"
+        host, port = self._addresses()[0]
+        self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self._engine.connected(self)
+
+    def _addresses(self) -> tuple[tuple[str, int], tuple[str, int]]:
+        """Return the client's address and ours; what is not known of a client that has gone is empty."""
+        peer, own = (self._transport.get_extra_info(name) or ("", 0) for name in ("peername", "sockname"))
+        return (peer[0], peer[1]), (own[0], own[1])
 
     def data_received(self, data: bytes) -> None:
         if self._failed or self._disconnect is not None:
@@ -161,6 +186,10 @@ class ServerConnection(asyncio.Protocol):
         if self._head is not None:
             self._read_head()
         self.read_on()
+        if self.state == "connecting":
+            self._early += len(data)
+            if self._early > MAX_EARLY_BYTES:
+                self._transport.pause_reading()
 
     def eof_received(self) -> None:
         self._ended_by_client = True
@@ -194,6 +223,9 @@ class ServerConnection(asyncio.Protocol):
         self._full = False
         if self._drained is not None and not self._drained.done():
             self._drained.set_result(None)
+        if self._flushing:
+            self._flushing = False
+            self._act()
         if self.listener is not None:
             self.listener.writable()
 
@@ -255,7 +287,7 @@ class ServerConnection(asyncio.Protocol):
             for name, value in self._request.headers.raw_items()
         ]
         offers = [value.decode("latin-1") for name, value in headers if name == b"sec-websocket-protocol"]
-        peer, own = (self._transport.get_extra_info(name) for name in ("peername", "sockname"))
+        peer, own = self._addresses()
         return {
             "type": "websocket",
             "asgi": {"version": "3.0", "spec_version": "2.4"},
@@ -266,8 +298,8 @@ class ServerConnection(asyncio.Protocol):
             "query_string": query.encode(),
             "root_path": "",
             "headers": headers,
-            "client": tuple(peer[:2]),
-            "server": tuple(own[:2]),
+            "client": peer,
+            "server": own,
             "subprotocols": [token.strip() for offer in offers for token in offer.split(",")],
             "extensions": {DENIAL: {}, HUB: self.namespace.hub, WIRE: self},
         }
@@ -306,9 +338,7 @@ class ServerConnection(asyncio.Protocol):
         phrase = HTTPStatus(status).phrase if status in set(HTTPStatus) else ""
         head = "\r\n".join([f"HTTP/1.1 {status} {phrase}", *lines, "", ""]).encode("latin-1", "replace") + body
         self._log("sent", "handshake", head)
-        self._actions.append(Write(head))
-        self._queued += len(head)
-        self._act()
+        self.perform([Write(head)])
 
     def _accept(self, message: Any) -> None:
         assert self._answer is not None
@@ -327,8 +357,7 @@ class ServerConnection(asyncio.Protocol):
         self.state, self.opened = "open", time.time()
         self._send_head(HTTPStatus.SWITCHING_PROTOCOLS, lines)
         if self.interposer is not None:
-            self.perform(self.interposer.opened())
-        self._arm()
+            self.perform([*self.interposer.opened(), Arm(self.interposer)])
         self._engine.opened(self)
         self._loop.call_soon(self.read_on)
 
@@ -429,9 +458,13 @@ class ServerConnection(asyncio.Protocol):
         self.closed = True
         if self.gone or self._transport is None:
             return
-        if reset:
-            sock = self._transport.get_extra_info("socket")
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        sock = self._transport.get_extra_info("socket")
+        with suppress(OSError):  # it has gone already
+            if reset:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            else:
+                sock.shutdown(socket.SHUT_WR)
+                discard(sock.fileno())  # or else the system would send a reset
         self._transport.abort()
 
     def pause_reading(self) -> None:
@@ -451,25 +484,27 @@ class ServerConnection(asyncio.Protocol):
         """Send a frame, or do what stands in its place."""
         self.perform([Write(frame.encode())] if self.interposer is None else self.interposer.outgoing(frame))
 
-    def perform(self, actions: Sequence[Action]) -> None:
-        """Do these actions after those that wait."""
-        for action in actions:
-            if isinstance(action, Write):
-                self._queued += len(action.data)
-            self._actions.append(action)
+    def perform(self, steps: Sequence[Step]) -> None:
+        """Do these steps after those that wait."""
+        for step in steps:
+            self._queued += weight(step)
+            self._actions.append(step)
         self._act()
+        if not self.gone and self._queued + int(self._transport.get_write_buffer_size()) > MOST_WAITING:
+            logger.warning("event=too_much_waits connection=%s", self.id)
+            self.abort()
 
     def _act(self) -> None:
-        while self._actions and self._waiting is None and not self.gone:
-            action = self._actions.popleft()
-            match action:
+        while self._actions and self._waiting is None and not self._flushing and not self.gone:
+            step = self._actions.popleft()
+            self._queued -= weight(step)
+            match step:
                 case Write(data):
-                    self._queued -= len(data)
                     self._write(data)
                 case Wait(seconds):
                     self._waiting = self._call_later(seconds, self._waited)
                 case Drop(reset):
-                    self.drop(reset=reset)
+                    self._drop_when_written(step, reset=reset)
                 case HalfClose():
                     self._end_of_writing()
                 case StopReading():
@@ -478,8 +513,21 @@ class ServerConnection(asyncio.Protocol):
                 case ReadOn():
                     self._deaf = False
                     self._loop.call_soon(self.read_on)
+                case Arm(interposer):
+                    self._arm(interposer)
                 case Finish():
                     self._transport.close()
+
+    def _drop_when_written(self, step: Drop, *, reset: bool) -> None:
+        """Drop the connection once the system has taken what was written before, or after a while."""
+        if not self._transport.get_write_buffer_size():
+            self.drop(reset=reset)
+            return
+        self._flushing = True
+        self._actions.appendleft(step)
+        self._queued += weight(step)
+        self._transport.set_write_buffer_limits(high=0)  # to be told when nothing is left
+        self._give_time()
 
     def _waited(self) -> None:
         self._waiting = None
@@ -504,9 +552,8 @@ class ServerConnection(asyncio.Protocol):
 
     def _finish(self) -> None:
         """End the connection when all is sent, or after a while if the client does not read it."""
-        self._actions.append(Finish())
         self._give_time()
-        self._act()
+        self.perform([Finish()])
 
     def _give_time(self) -> None:
         if self._linger is None and not self.gone:
@@ -525,18 +572,14 @@ class ServerConnection(asyncio.Protocol):
         if self._ticking is not None:
             self._ticking.cancel()
             self._ticking = None
-        if self.state == "open" and interposer is not None:
-            self.perform(interposer.opened())
-            self._arm()
+        if self.state != "open":
+            return
+        self.perform([ReadOn()] if interposer is None else [ReadOn(), *interposer.opened(), Arm(interposer)])
 
-    def _arm(self) -> None:
-        self._ticking = None
-        if self.interposer is not None and not self.gone and (tick := self.interposer.tick()) is not None:
-            self._ticking = self._call_later(tick[0], partial(self._tick, tick[1]))
-
-    def _tick(self, actions: Sequence[Action]) -> None:
-        self.perform(actions)
-        self._arm()
+    def _arm(self, interposer: Interposer) -> None:
+        if interposer is self.interposer and (tick := interposer.tick()) is not None:
+            seconds, actions = tick
+            self._ticking = self._call_later(seconds, partial(self.perform, [*actions, Arm(interposer)]))
 
     # What is received
 
@@ -563,6 +606,8 @@ class ServerConnection(asyncio.Protocol):
         try:
             for _ in range(FRAMES_A_TURN):
                 if self._deaf or self._held or self._failed or self._disconnect is not None or self._crowded():
+                    break
+                if self._transport.is_closing():
                     break
                 frame = self._next_frame()
                 if frame is None:
@@ -626,7 +671,8 @@ class ServerConnection(asyncio.Protocol):
         if self._parts_size > self._engine.settings.MAX_MESSAGE_SIZE:
             self._fail(1009, "message too big")
             return
-        self._parts.append(frame.payload)
+        if frame.payload:
+            self._parts.append(frame.payload)
         if self._is_text:
             try:
                 self._decoder.decode(frame.payload, frame.final)
@@ -686,3 +732,15 @@ class ServerConnection(asyncio.Protocol):
         session = "" if self.namespace is None else self.namespace.name
         seconds = time.monotonic() - self._began
         self._engine.log.add(Entry(self.id, session, direction, kind, seconds, time.time(), data, frame, note))
+
+
+def weight(step: Step) -> int:
+    """Return for how many bytes a step counts while it waits."""
+    return OVERHEAD + (len(step.data) if isinstance(step, Write) else 0)
+
+
+def discard(descriptor: int) -> None:
+    """Read what a socket has received, as far as that is not ever more. Raises ``OSError``."""
+    for _ in range(16):
+        if not os.read(descriptor, 1 << 20):
+            return

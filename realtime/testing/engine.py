@@ -100,8 +100,8 @@ class Engine:
             await asyncio.wait(self._accepting)
         await asyncio.gather(*(namespace.stop() for namespace in self.namespaces.values()))
         await end_all(list(self.sockets))
-        for task in self._ending:
-            await asyncio.wait([task], timeout=1)
+        if self._ending:
+            await asyncio.wait(self._ending, timeout=1)
         await settle()  # then transports have closed their sockets
 
     # Sessions

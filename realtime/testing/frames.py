@@ -45,7 +45,14 @@ class Frame:
             head = struct.pack("!BBQ", first, masked | 127, length)
         if self.mask is None:
             return head + self.payload
-        return head + self.mask + bytes(byte ^ self.mask[n % 4] for n, byte in enumerate(self.payload))
+        return head + self.mask + apply_mask(self.payload, self.mask)
+
+
+def apply_mask(payload: bytes, mask: bytes) -> bytes:
+    """Return ``payload`` masked, or unmasked, which is the same (RFC 6455, section 5.3)."""
+    size = len(payload)
+    repeated = (mask * (size // 4 + 1))[:size]
+    return (int.from_bytes(payload) ^ int.from_bytes(repeated)).to_bytes(size)
 
 
 def close_frame(code: int | None, reason: str = "") -> Frame:

@@ -63,9 +63,9 @@ class SteppedHub(Hub):
         return Timer(self, delay, call)
 
     async def stop(self) -> None:
+        await super().stop()  # in which what is delayed may still be sent
         for timer in list(self.timers):
             timer.cancel()
-        await super().stop()
 
     def now(self) -> float:
         return time.time() + self.offset

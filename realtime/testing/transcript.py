@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from html import escape
 from typing import Any, Literal
 
-from .frames import Frame, Opcode
+from .frames import Frame, Opcode, apply_mask
 
 ENTRIES = 20_000
 """Entries that a transcript keeps, if it is not told otherwise."""
@@ -43,7 +43,7 @@ def decode_frames(data: bytes) -> tuple[list[Frame], bytes]:
             break
         payload = data[start : start + size]
         if mask is not None:
-            payload = bytes(byte ^ mask[number % 4] for number, byte in enumerate(payload))
+            payload = apply_mask(payload, mask)
         frames.append(Frame(data[0] & 0x0F, payload, bool(data[0] & 0x80), data[0] >> 4 & 7, mask))
         data = data[start + size :]
     return frames, data
