@@ -8,6 +8,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 from .live import TIMEOUT
@@ -110,10 +111,32 @@ class Raw:
         except (EOFError, ConnectionResetError):
             pass
 
+    async def rest(self) -> tuple[bytes, str]:
+        """Return all bytes until the server ends the connection, and how it does: with ``FIN`` or with ``RST``."""
+        how = "FIN"
+        try:
+            while True:
+                await self._more()
+        except EOFError:
+            pass
+        except ConnectionResetError:
+            how = "RST"
+        rest, self._received = self._received, b""
+        return rest, how
+
+    def finish(self) -> None:
+        """End what the client sends, and read on."""
+        with suppress(OSError):  # the server has ended the connection already
+            self._socket.shutdown(socket.SHUT_WR)
+
     def abort(self) -> None:
         """Reset the connection."""
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._socket.close()
+
+    async def take(self, count: int) -> bytes:
+        """Return the next ``count`` bytes, whatever they are."""
+        return await self._take(count)
 
     async def _take(self, count: int) -> bytes:
         while len(self._received) < count:
