@@ -189,7 +189,10 @@ async def test_frames_may_follow_a_close_frame(server: DemoWebsocketServer) -> N
         assert await client.frame() == (raw.CLOSE, (1006).to_bytes(2))
 
 
-async def test_close_frame_that_is_not_sent_ends_the_connection_after_a_while(server: DemoWebsocketServer) -> None:
+async def test_close_frame_that_is_not_sent_ends_the_connection_after_a_while(
+    server: DemoWebsocketServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("realtime.testing.connection.LINGER", 0.2)
     server.set_faults([Script(instead=lambda frame: [] if frame.opcode == Opcode.CLOSE else as_usual(frame))])
     async with Raw(server.port) as client:
         await client.open()

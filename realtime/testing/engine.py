@@ -39,7 +39,8 @@ class Engine:
 
     def __init__(self, application: Any, settings: Settings, log: Log) -> None:
         self.application = application
-        self.settings = settings
+        self.settings = settings.model_copy(update={"CONNECTION_REGISTRY": False})
+        """A test's connections have no place in a site's database."""
         self.log = log
         self.namespaces: OrderedDict[str, Namespace] = OrderedDict()
         self.arrivals = Arrivals()

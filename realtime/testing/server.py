@@ -72,9 +72,7 @@ class DemoWebsocketServer(Controls):
         providers = {"TRACER_PROVIDER": tracer_provider, "METER_PROVIDER": meter_provider}
         given = {name: provider for name, provider in providers.items() if provider is not None}
         own = {name.upper(): value for name, value in settings.items()}
-        self.settings = Settings.model_validate(
-            {**dict(get_settings()), **DEFAULTS, **own, **given, "CONNECTION_REGISTRY": False}
-        )
+        self.settings = Settings.model_validate({**dict(get_settings()), **DEFAULTS, **own, **given})
         self._begin_with = by_name(profile) if isinstance(profile, str) else profile
         self._faults = Suffering((*(() if self._begin_with is None else self._begin_with.faults), *faults))
         self._faults(1)  # so that whoever asks for what cannot be is told
