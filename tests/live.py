@@ -350,12 +350,12 @@ def running_system(*servers: tuple[str, dict[str, str]], heartbeats: bool = True
         system.stop()
 
 
-async def eventually(condition: Callable[[], Any], timeout: float = TIMEOUT) -> None:
+async def eventually(condition: Callable[[], Any], timeout: float = TIMEOUT, interval: float = 0.05) -> None:
     """Wait until ``condition`` holds, which is looked at in a thread now and then."""
     deadline = time.monotonic() + timeout
     while not (last := await asyncio.to_thread(condition)):
         assert time.monotonic() < deadline, f"not so within {timeout:g} s; last it was {last!r}"
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(interval)
 
 
 class Client:

@@ -102,7 +102,7 @@ class Engine:
         await asyncio.gather(*(namespace.stop() for namespace in self.namespaces.values()))
         await end_all(list(self.sockets))
         if self._ending:
-            await asyncio.wait(self._ending, timeout=1)
+            await asyncio.wait(list(self._ending), timeout=1)
         await settle()  # then transports have closed their sockets
 
     # Sessions
