@@ -264,6 +264,7 @@ async def test_connection_is_described(server: DemoWebsocketServer) -> None:
             session="a",
             address="{}:{}".format(*client.ws.local_address),
             path="/ws/",
+            query="session=a",
             subprotocol="demows.v1",
             user_agent="mine",
             topics=("heartbeat",),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator
+from functools import partial
 
 import pytest
 
@@ -42,22 +43,21 @@ def seconds(row: Row) -> float:
     return waits + sum(after for after, _ in row.by_itself) + A_MOMENT
 
 
+def handled(server: DemoWebsocketServer, count: int) -> bool:
+    """Return whether so many frames of the client were handled, or the connection is no more."""
+    sockets = list(server.engine.sockets)
+    if not sockets or len(server.transcript.received) < count:
+        return not sockets
+    return not sockets[0]._messages and sockets[0]._receiving is not None and not sockets[0]._receiving.done()
+
+
 async def send_in_turn(server: DemoWebsocketServer, client: Raw, row: Row) -> None:
     """Send each frame when the one before has been handled: a pong would overtake the answer to a message."""
-
-    def handled() -> bool:
-        sockets = list(server.engine.sockets)
-        if not sockets or len(server.transcript.received) < sent:
-            return not sockets
-        return not sockets[0]._messages and sockets[0]._receiving is not None and not sockets[0]._receiving.done()
-
-    sent = 0
-    for frame in row.sends:
-        if sent and not server.engine.sockets:  # it was dropped, and the client is to see how
+    for count, frame in enumerate(row.sends, 1):
+        if count > 1 and not server.engine.sockets:  # it was dropped, and the client is to see how
             return
         await client.send(raw.frame(frame.opcode, frame.payload))
-        sent += 1
-        await eventually(handled, interval=0.001)
+        await eventually(partial(handled, server, count), interval=0.001)
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if not row.handshake], ids=lambda row: row.name)

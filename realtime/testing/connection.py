@@ -127,7 +127,7 @@ class ServerConnection(asyncio.Protocol):
         self.interposer: Interposer | None = None
         self.opened = time.time()
         """When the WebSocket was opened, or until then the TCP connection (seconds since the epoch)."""
-        self.address = self.path = self.user_agent = ""
+        self.address = self.path = self.query = self.user_agent = ""
         self.subprotocol: str | None = None
         self._engine = engine
         self._loop = asyncio.get_running_loop()
@@ -244,13 +244,16 @@ class ServerConnection(asyncio.Protocol):
             self._respond(HTTPStatus.BAD_REQUEST, body=f"{error}\n".encode())
 
     def _requested(self, request: Request) -> None:
-        lines = [f"GET {request.path}", *(f"{name}: {value}" for name, value in request.headers.raw_items())]
-        self.path, _, query = request.path.partition("?")
+        lines = [
+            f"{getattr(request, 'method', 'GET')} {request.path}",
+            *(f"{name}: {value}" for name, value in request.headers.raw_items()),
+        ]
+        self.path, _, self.query = request.path.partition("?")
         self.path = unquote(self.path)
         self.user_agent = request.headers.get_all("User-Agent")[0] if "User-Agent" in request.headers else ""
         response = ServerProtocol().accept(request)
         if response.status_code == HTTPStatus.SWITCHING_PROTOCOLS:
-            self._engine.enter(self, query)
+            self._engine.enter(self)
         self._log("received", "handshake", "\n".join(lines).encode("utf-8", "surrogateescape"))
         if response.status_code != HTTPStatus.SWITCHING_PROTOCOLS:
             headers = [(name, value) for name, value in response.headers.raw_items() if name != "Content-Length"]

@@ -275,6 +275,15 @@ class Controls:
 
         return self._call(find)
 
+    def interpose(self, make: MakeInterposer | None, connection: str | None = None) -> None:
+        """
+        Have what ``make(number)`` returns stand between the server and each connection, instead of faults.
+
+        It is called on the engine's event loop, with which of its session's connections it is, counted from 1.
+        Raises ``LookupError`` where there is no ``connection`` of this id.
+        """
+        self._call(partial(self._interpose, make or Suffering(()), connection))
+
     def _interpose(self, make: MakeInterposer, connection: str | None) -> None:
         if connection is not None:
             for each in (chosen := self._existing(connection)):

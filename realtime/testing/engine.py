@@ -145,9 +145,9 @@ class Engine:
         connection.id = str(next(self._ids))
         self.sockets[connection] = None
 
-    def enter(self, connection: ServerConnection, query: str) -> None:
+    def enter(self, connection: ServerConnection) -> None:
         """Take note that a connection asks for a WebSocket in the session that its query names."""
-        name = parse_qs(query).get("session", [""])[0]
+        name = parse_qs(connection.query).get("session", [""])[0]
         namespace = connection.namespace = self.namespace(name)
         namespace.connections[connection.id] = connection
         namespace.count += 1

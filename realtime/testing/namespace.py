@@ -39,6 +39,8 @@ class ConnectionInfo:
     session: str
     address: str
     path: str
+    query: str
+    """What the client's URL has after the path, without the question mark."""
     subprotocol: str | None
     user_agent: str
     topics: tuple[str, ...]
@@ -55,6 +57,7 @@ def describe(connection: ServerConnection) -> ConnectionInfo:
         session="" if connection.namespace is None else connection.namespace.name,
         address=connection.address,
         path=connection.path,
+        query=connection.query,
         subprotocol=connection.subprotocol,
         user_agent=connection.user_agent,
         topics=tuple(getattr(connection.listener, "topics", ())),

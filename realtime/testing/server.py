@@ -48,8 +48,9 @@ class DemoWebsocketServer(Controls):
 
     ``address`` is a host and a port; port 0 is one that is free, and stays the same from then on. Providers of
     OpenTelemetry default to the global ones. ``profile`` is the name of a profile that it begins with, and ``faults``
-    are faults besides. Settings are those of ``REALTIME``, in lower case, such as ``heartbeat_interval=0.1``. Raises
-    ``ValueError`` for an address, a profile, faults or a setting that cannot be.
+    are faults besides. Settings are those of ``REALTIME``, in lower case, such as ``heartbeat_interval=0.1``.
+    WebSockets are served on ``paths``. Raises ``ValueError`` for an address, a profile, faults or a setting that
+    cannot be.
 
     Start and stop it, or use it as a context manager, in synchronous and in asynchronous code.
     """
@@ -62,6 +63,7 @@ class DemoWebsocketServer(Controls):
         *,
         profile: str | Profile | None = None,
         faults: Iterable[Any] = (),
+        paths: Iterable[str] = PATHS,
         transcript_entries: int = ENTRIES,
         transcript_bytes: int = SIZE,
         **settings: Any,
@@ -77,6 +79,7 @@ class DemoWebsocketServer(Controls):
         self._faults = Suffering((*(() if self._begin_with is None else self._begin_with.faults), *faults))
         self._faults(1)  # so that whoever asks for what cannot be is told
         self.log = Log(transcript_entries, transcript_bytes)
+        self._paths = frozenset(paths)
         self._consumer = RealtimeConsumer.as_asgi()
         self._running: _EngineThread | None = None
         self._lock = threading.Lock()
@@ -188,7 +191,7 @@ class DemoWebsocketServer(Controls):
         if scope["type"] == "websocket":
             if not has_site():
                 scope = {**scope, "headers": [header for header in scope["headers"] if not _from_loopback(*header)]}
-            await (self._consumer if scope["path"] in PATHS else refuse)(scope, receive, send)
+            await (self._consumer if scope["path"] in self._paths else refuse)(scope, receive, send)
         elif scope["type"] == "http":
             headers = [(b"upgrade", b"websocket"), (b"content-length", b"0")]
             await send({"type": "http.response.start", "status": 426, "headers": headers})

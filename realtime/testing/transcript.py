@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from html import escape
+from itertools import islice
 from typing import Any, Literal
 
 from .frames import Frame, Opcode, apply_mask
@@ -156,6 +157,10 @@ class Log:
         self.entries: deque[Entry] = deque()
         self.dropped = 0
         """How many entries there was no room for, which were the oldest."""
+        self.added = 0
+        """How many entries there have been."""
+        self.cleared = 0
+        """How often something was forgotten."""
         self.changed = threading.Condition()
         self._most, self._most_bytes = entries, size
         self._size = 0
@@ -163,6 +168,7 @@ class Log:
     def add(self, entry: Entry) -> None:
         with self.changed:
             self.entries.append(entry)
+            self.added += 1
             self._size += len(entry.data)
             while len(self.entries) > self._most or (self._size > self._most_bytes and len(self.entries) > 1):
                 self._size -= len(self.entries.popleft().data)
@@ -174,6 +180,7 @@ class Log:
         with self.changed:
             left = [] if session is None else [entry for entry in self.entries if entry.session != session]
             self.entries = deque(left)
+            self.cleared += 1
             self._size = sum(len(entry.data) for entry in left)
             if session is None:
                 self.dropped = 0
@@ -268,21 +275,37 @@ class Transcript:
     ) -> Entry:
         matches = _matcher(expected, fields)
         end = time.monotonic() + timeout
-        with self._log.changed:
-            while True:
-                frames = self.received if direction == "received" else self.sent
-                if connection is not None:
-                    frames = [entry for entry in frames if entry.connection == connection]
-                found = [entry for entry in frames if matches(entry)]
-                if len(found) >= count:
-                    return found[count - 1]
+        found: list[Entry] = []
+        seen, cleared = 0, self._log.cleared
+        while True:
+            with self._log.changed:
+                if cleared != self._log.cleared:  # what was seen is no more
+                    found, seen, cleared = [], 0, self._log.cleared
+                new = list(islice(self._log.entries, max(0, len(self._log.entries) - self._log.added + seen), None))
+                seen = self._log.added
+            frames = self._frames(new, direction, connection)
+            found += [entry for entry in frames if matches(entry)]
+            if len(found) >= count:
+                return found[count - 1]
+            with self._log.changed:
                 if (left := end - time.monotonic()) <= 0:
                     break
-                self._log.changed.wait(left)
+                if seen == self._log.added and cleared == self._log.cleared:
+                    self._log.changed.wait(left)
+        frames = self._frames(self.entries, direction, connection)
         what = expected if isinstance(expected, str) else getattr(expected, "__name__", repr(expected))
         wanted = " ".join([str(what), *(f"{name}={value!r}" for name, value in fields.items())])
         times = "" if count == 1 else f"{count} times, but {len(found)} times, "
         raise AssertionError(f"not {direction} {times}within {timeout:g} s: {wanted}\n{self._tell(direction, frames)}")
+
+    def _frames(self, entries: list[Entry], direction: Direction, connection: str | None) -> list[Entry]:
+        return [
+            entry
+            for entry in entries
+            if (entry.kind, entry.direction) == ("frame", direction)
+            and self._session in (None, entry.session)
+            and connection in (None, entry.connection)
+        ]
 
     def _tell(self, direction: Direction, frames: list[Entry]) -> str:
         if not frames:
