@@ -13,7 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from realtime import Topic
@@ -245,10 +249,19 @@ async def test_close_code_is_answered_with_the_same(server: DemoWebsocketServer)
     assert server.transcript.assert_close_received(4321).reason == "bye"
 
 
-async def test_tracer_provider_is_used() -> None:
-    async with DemoWebsocketServer("127.0.0.1:0", TracerProvider()) as server, Client(server.url) as client:
+async def test_providers_of_telemetry_are_used() -> None:
+    spans, reader = InMemorySpanExporter(), InMemoryMetricReader()
+    tracer_provider = TracerProvider()
+    tracer_provider.add_span_processor(SimpleSpanProcessor(spans))
+    server = DemoWebsocketServer("127.0.0.1:0", tracer_provider, MeterProvider([reader]))
+    async with server, Client(server.url) as client:
         await client.echo()
-        assert server.settings.TRACER_PROVIDER is not None
+        await eventually(lambda: "connections" in str(reader.get_metrics_data()))
+    assert spans.get_finished_spans()
+
+
+def test_default_address_is_that_of_the_go_server() -> None:
+    assert DemoWebsocketServer().url == "ws://localhost:8080/"
 
 
 # Connections

@@ -18,11 +18,30 @@ from ..protocol import CloseMessage
 
 if TYPE_CHECKING:
     from .control import ControlServer as ControlServer
+    from .namespace import ConnectionInfo as ConnectionInfo
     from .server import DemoWebsocketServer as DemoWebsocketServer
+    from .server import Session as Session
+    from .transcript import Transcript as Transcript
 
-__all__ = ["Captured", "Captures", "CloseMessage", "ControlServer", "DemoWebsocketServer", "capture_publications"]
+__all__ = [
+    "Captured",
+    "Captures",
+    "CloseMessage",
+    "ConnectionInfo",
+    "ControlServer",
+    "DemoWebsocketServer",
+    "Session",
+    "Transcript",
+    "capture_publications",
+]
 
-_MODULES = {"ControlServer": "control", "DemoWebsocketServer": "server"}
+_MODULES = {
+    "ConnectionInfo": "namespace",
+    "ControlServer": "control",
+    "DemoWebsocketServer": "server",
+    "Session": "server",
+    "Transcript": "transcript",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -90,9 +90,9 @@ class DemoWebsocketServer(Controls):
         """Listen. Raises ``RuntimeError`` when it is started already, and ``OSError`` when it cannot listen."""
         thread = self._launch()
         try:
-            self._started(thread, thread.started.result(START_TIMEOUT))
+            self._port = thread.started.result(START_TIMEOUT)
         except BaseException:
-            self._running = None
+            self._give_up(thread)
             raise
 
     async def astart(self) -> None:
@@ -100,9 +100,9 @@ class DemoWebsocketServer(Controls):
         thread = self._launch()
         try:
             async with asyncio.timeout(START_TIMEOUT):
-                self._started(thread, await asyncio.wrap_future(thread.started))
+                self._port = await asyncio.wrap_future(thread.started)
         except BaseException:
-            self._running = None
+            self._give_up(thread)
             raise
 
     def _launch(self) -> _EngineThread:
@@ -113,8 +113,10 @@ class DemoWebsocketServer(Controls):
         self._running.start()
         return self._running
 
-    def _started(self, thread: _EngineThread, port: int) -> None:
-        self._port = port
+    def _give_up(self, thread: _EngineThread) -> None:
+        self._running = None
+        if thread.started.done() and thread.started.exception() is not None:
+            thread.join(STOP_TIMEOUT)  # it has nothing left to do
 
     def stop(self) -> None:
         """Close every connection with 1001, and end. Raises ``RuntimeError`` when it is not started."""
