@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from websockets.sync.client import connect
 
-from realtime.testing import DemoWebsocketServer, controls, faults
+from realtime.testing import DemoWebsocketServer, faults
 from realtime.testing import connection as connections
 from realtime.testing.connection import ServerConnection
 from realtime.testing.frames import Frame, Opcode, Wait
@@ -205,9 +205,8 @@ async def test_more_than_may_wait_ends_the_connection_whatever_the_application(
     monkeypatch: pytest.MonkeyPatch, server: DemoWebsocketServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(connections, "MOST_WAITING", 10_000)
-    monkeypatch.setattr(controls, "make_interposer", lambda faults, number: faults[0])
     session = server.session("too much")
-    session.set_faults([Script(instead=lambda frame: [Wait(HOUR)])])
+    session.interpose(lambda number: Script(instead=lambda frame: [Wait(HOUR)]))
     async with Raw(server.port) as client:
         await client.open("/ws/?session=too%20much")
         await client.send(raw.frame(raw.PING) * 200)
@@ -224,13 +223,10 @@ async def test_endless_message_of_empty_parts_takes_no_room(server: DemoWebsocke
         assert connection_of(server, "parts")._parts == [b'"']
 
 
-async def test_what_happens_by_itself_waits_for_what_happened_before(
-    monkeypatch: pytest.MonkeyPatch, server: DemoWebsocketServer
-) -> None:
-    monkeypatch.setattr(controls, "make_interposer", lambda faults, number: faults[0])
+async def test_what_happens_by_itself_waits_for_what_happened_before(server: DemoWebsocketServer) -> None:
     script = Script(at_first=[Wait(10)], ticks=[(10, [Wait(10)]), (10, [])])
     session = server.session("ticks")
-    session.set_faults([script])
+    session.interpose(lambda number: script)
     async with Raw(server.port) as client:
         await client.open("/ws/?session=ticks")
         left = []
