@@ -30,6 +30,7 @@ from websockets.http11 import Request
 from websockets.server import ServerProtocol
 from websockets.streams import StreamReader
 
+from ..conf import Settings
 from ..hub import HUB
 from ..servers import LINGER, WIRE, binary_frame, text_frame
 from ..servers.base import HIGH_WATER, Listener
@@ -173,6 +174,11 @@ class ServerConnection(asyncio.Protocol):
         host, port = self._addresses()[0]
         self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self._engine.connected(self)
+
+    @property
+    def _settings(self) -> Settings:
+        """The settings of the session, in which a profile may have changed some."""
+        return self._engine.settings if self.namespace is None else self.namespace.hub.settings
 
     def _addresses(self) -> tuple[tuple[str, int], tuple[str, int]]:
         """Return the client's address and ours; what is not known of a client that has gone is empty."""
@@ -428,7 +434,7 @@ class ServerConnection(asyncio.Protocol):
         if self.gone:
             return 0
         # That something waits here is no fault of the client's, which would be closed for it, until it is too much.
-        waiting = self._queued if self._queued > self._engine.settings.OUTBOX_LIMIT else 0
+        waiting = self._queued if self._queued > self._settings.OUTBOX_LIMIT else 0
         return waiting + int(self._transport.get_write_buffer_size())
 
     def write(self, frame: bytes) -> None:
@@ -624,7 +630,7 @@ class ServerConnection(asyncio.Protocol):
         self._look_whether_to_read()
 
     def _parse_frames(self) -> Generator[Frame | None, None, None]:
-        limit = self._engine.settings.MAX_MESSAGE_SIZE
+        limit = self._settings.MAX_MESSAGE_SIZE
         while True:
             most = max(limit - self._parts_size, 125)
             parsed = yield from ParsedFrame.parse(self._reader.read_exact, mask=True, max_size=most)
@@ -671,7 +677,7 @@ class ServerConnection(asyncio.Protocol):
         else:
             self._control(0)
         self._parts_size += len(frame.payload)
-        if self._parts_size > self._engine.settings.MAX_MESSAGE_SIZE:
+        if self._parts_size > self._settings.MAX_MESSAGE_SIZE:
             self._fail(1009, "message too big")
             return
         if frame.payload:
