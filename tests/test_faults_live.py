@@ -285,6 +285,21 @@ async def test_connection_is_read_again_without_its_faults(server: DemoWebsocket
         assert await client.take(len(text(ANSWER))) == text(ANSWER)
 
 
+async def test_mute_server_does_not_mind_what_is_no_frame(
+    server: DemoWebsocketServer, session: Session, bystander: Client
+) -> None:
+    session.set_faults([faults.Mute()])
+    async with Raw(server.port) as client:
+        await client.open(path(session))
+        reading = asyncio.create_task(client.rest())
+        await client.send(b"\xff" * 100)
+        await eventually(lambda: [info.state for info in session.connections] == ["closing"])
+        await bystander.echo()
+        assert not reading.done()
+        session.reset()
+        assert await reading == (b"", "FIN")
+
+
 # Together, and twice
 
 

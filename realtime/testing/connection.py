@@ -712,12 +712,19 @@ class ServerConnection(asyncio.Protocol):
     def _fail(self, code: int, reason: str) -> None:
         """Close because of what the client sent, of which nothing more is read (RFC 6455 §7.1.7)."""
         self._failed = True
-        if not self.closed:
-            self.closed, self.state = True, "closing"
-            self.send_frame(close_frame(code, reason[:MAX_REASON]))
-        self.perform([HalfClose()])  # to close at once would be a reset, which may overtake the close frame
+        frame = close_frame(code, reason[:MAX_REASON])
+        actions: Sequence[Action] = [Write(frame.encode())]
+        if self.closed:
+            actions = []
+        elif self.interposer is not None:
+            actions = self.interposer.outgoing(frame)
+        mute = not self.closed and not actions
+        self.closed, self.state = True, "closing"
         self._disconnected(code)
-        self._give_time()
+        if not mute:
+            # To close at once would be a reset, which may overtake the close frame.
+            self.perform([*actions, HalfClose()])
+            self._give_time()
 
     # The application's task, and the transcript
 
