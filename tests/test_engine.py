@@ -370,6 +370,18 @@ async def test_request_in_pieces_and_frames_behind_it_are_read(server: DemoWebso
         assert await client.frame() == (raw.TEXT, ANSWER)
 
 
+@pytest.mark.parametrize("part", [0, 10, None])
+async def test_client_that_leaves_before_it_is_answered_leaves_no_trace(
+    server: DemoWebsocketServer, part: int | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(20):
+        async with Raw(server.port) as client:
+            await client.send(raw.handshake()[:part])
+            client.abort()
+    await eventually(lambda: not server.engine.sockets)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
 async def test_sessions_that_nobody_uses_are_dropped_when_there_are_too_many(
     server: DemoWebsocketServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -116,7 +116,7 @@ Step = Action | Finish | Arm
 class ServerConnection(asyncio.Protocol):
     """Be one TCP connection; to the hub it is the wire."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, peer: Sequence[Any] = ("", 0)) -> None:
         self.id = ""
         self.number = 0
         """Which of its session's connections it is, counted from 1; 0 while it is none."""
@@ -128,7 +128,10 @@ class ServerConnection(asyncio.Protocol):
         self.interposer: Interposer | None = None
         self.opened = time.time()
         """When the WebSocket was opened, or until then the TCP connection (seconds since the epoch)."""
-        self.address = self.path = self.query = self.user_agent = ""
+        host, port = peer[:2]
+        self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self.path = self.query = self.user_agent = ""
+        self._client = host, port
         self.subprotocol: str | None = None
         self._engine = engine
         self._loop = asyncio.get_running_loop()
@@ -168,22 +171,12 @@ class ServerConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
         self._transport.set_write_buffer_limits(high=HIGH_WATER)
-        sock = transport.get_extra_info("socket")
-        with suppress(OSError):  # it has gone already
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        host, port = self._addresses()[0]
-        self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self._engine.connected(self)
 
     @property
     def _settings(self) -> Settings:
         """The settings of the session, in which a profile may have changed some."""
         return self._engine.settings if self.namespace is None else self.namespace.hub.settings
-
-    def _addresses(self) -> tuple[tuple[str, int], tuple[str, int]]:
-        """Return the client's address and ours; what is not known of a client that has gone is empty."""
-        peer, own = (self._transport.get_extra_info(name) or ("", 0) for name in ("peername", "sockname"))
-        return (peer[0], peer[1]), (own[0], own[1])
 
     def data_received(self, data: bytes) -> None:
         if self._failed or self._disconnect is not None:
@@ -296,7 +289,6 @@ class ServerConnection(asyncio.Protocol):
             for name, value in self._request.headers.raw_items()
         ]
         offers = [value.decode("latin-1") for name, value in headers if name == b"sec-websocket-protocol"]
-        peer, own = self._addresses()
         return {
             "type": "websocket",
             "asgi": {"version": "3.0", "spec_version": "2.4"},
@@ -307,8 +299,8 @@ class ServerConnection(asyncio.Protocol):
             "query_string": query.encode(),
             "root_path": "",
             "headers": headers,
-            "client": peer,
-            "server": own,
+            "client": self._client,
+            "server": tuple(self._transport.get_extra_info("sockname")[:2]),
             "subprotocols": [token.strip() for offer in offers for token in offer.split(",")],
             "extensions": {DENIAL: {}, HUB: self.namespace.hub, WIRE: self},
         }

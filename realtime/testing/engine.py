@@ -79,7 +79,7 @@ class Engine:
     def _accept(self, sock: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         try:
-            accepted, _ = sock.accept()
+            accepted, peer = sock.accept()
         except (BlockingIOError, ConnectionAbortedError):  # it has gone already
             return
         except OSError as error:  # as many files are open as may be
@@ -88,7 +88,7 @@ class Engine:
             loop.call_later(ACCEPT_AGAIN, self._accept_from, sock)
             return
         accepted.setblocking(False)
-        task = loop.create_task(loop.connect_accepted_socket(lambda: ServerConnection(self), accepted))
+        task = loop.create_task(loop.connect_accepted_socket(lambda: ServerConnection(self, peer), accepted))
         self._accepting.add(task)
         task.add_done_callback(self._accepting.discard)
 
