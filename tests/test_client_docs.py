@@ -45,6 +45,7 @@ def test_python_quick_start_fails_as_the_page_says(tmp_path: Path) -> None:
     assert " 1 failed" in output, output
     [said] = blocks("Python", "text")
     assert said.strip() in output
+    assert "controls.py" not in output  # what is shown is the line of the test
 
 
 def test_python_quick_start_passes_when_the_client_comes_back(tmp_path: Path) -> None:

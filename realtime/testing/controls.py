@@ -83,6 +83,7 @@ class Controls:
         Each connection is returned once. Those of before the last close or interrupt do not count, so that this waits
         for a client that comes back. Raises ``TimeoutError``, which tells what happened instead.
         """
+        __tracebackhide__ = True
         return self._result(self._arrival(timeout, count), timeout + TIMEOUT)
 
     async def await_for_connection(self, timeout: float = 5.0, count: int = 1) -> ConnectionInfo:
@@ -400,10 +401,11 @@ class Controls:
         return self._result(future, TIMEOUT)
 
     def _result(self, future: Future[T], timeout: float) -> T:
+        __tracebackhide__ = True  # pytest shows the test's own line
         try:
             return future.result(timeout)
-        except TimeoutError:
+        except TimeoutError as error:
             if not future.done():
                 future.cancel()
                 raise TimeoutError(f"the server did not answer within {timeout:g} s") from None
-            raise
+            raise error.with_traceback(None) from None

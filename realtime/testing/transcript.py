@@ -239,6 +239,7 @@ class Transcript:
         That is a message of the type ``expected`` (or of this class of ``realtime.protocol``) with these fields, or a
         frame for which ``expected(entry)`` is true. Raises ``AssertionError``, which shows what came instead.
         """
+        __tracebackhide__ = True
         return self._assert("received", expected, count, connection, timeout, fields)
 
     def assert_sent(
@@ -251,6 +252,7 @@ class Transcript:
         **fields: Any,
     ) -> Entry:
         """Do the same for what clients were sent."""
+        __tracebackhide__ = True
         return self._assert("sent", expected, count, connection, timeout, fields)
 
     def assert_close_received(
@@ -262,6 +264,7 @@ class Transcript:
             return entry.code is not None and code in (None, entry.code)
 
         is_close.__name__ = "a close frame" if code is None else f"a close frame with {code}"
+        __tracebackhide__ = True
         return self._assert("received", is_close, 1, connection, timeout, {})
 
     def _assert(
@@ -273,6 +276,7 @@ class Transcript:
         timeout: float,
         fields: dict[str, Any],
     ) -> Entry:
+        __tracebackhide__ = True  # pytest shows the test's own line
         matches = _matcher(expected, fields)
         end = time.monotonic() + timeout
         found: list[Entry] = []
