@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from websockets.exceptions import InvalidStatus
@@ -22,6 +24,7 @@ from realtime import __version__
 from realtime.testing.faults import FAULTS
 from realtime.testing.profiles import PROFILES
 
+from .control_client import Control
 from .live import ROOT, TIMEOUT, Client, Process, eventually, free_port
 
 BARE = {name: value for name, value in os.environ.items() if not name.startswith(("DJANGO", "PYTEST"))}
@@ -157,6 +160,17 @@ async def test_profile_and_faults_are_what_the_server_begins_with(
     assert server.get("profile") == {"profile": "zombie"}
     assert [fault["fault"] for fault in server.get("faults")] == ["mute", "lose"]
     assert server.get("server")["heartbeat_interval"] == 0.5
+
+
+async def test_who_waits_is_told_when_the_server_ends(serve: Callable[..., Serving]) -> None:
+    server = serve()
+    port = urlsplit(server.urls["control"]).port
+    assert port is not None
+    waiting = asyncio.create_task(Control(port).session("x").request("POST", "wait", {"timeout": 60}))
+    await eventually(lambda: server.get("server")["sessions"])
+    server.signal(signal.SIGTERM)
+    assert (await waiting).error[:2] == (409, "CONFLICT")
+    assert server.wait() == 0
 
 
 async def test_topics_are_those_of_a_site_where_there_is_one(serve: Callable[..., Serving]) -> None:

@@ -118,6 +118,11 @@ async def test_bytes_of_a_client_that_are_no_text_are_escaped(server: DemoWebsoc
         assert (await control.request("GET", "transcript.html")).status == 200
 
 
+async def test_name_of_a_session_is_not_too_long(control: Control) -> None:
+    status, _, message = (await control.session("x" * 201).request("POST", "beat")).error
+    assert (status, message[:9]) == (422, "path.name")
+
+
 # Waiting
 
 

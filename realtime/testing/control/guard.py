@@ -34,6 +34,9 @@ class Guard:
         self._addresses = addresses
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
         refused = self._refused(Headers(scope=scope))
         if refused is None:
             body = await read_body(receive)
