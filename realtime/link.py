@@ -17,10 +17,13 @@ from contextvars import Context
 from functools import partial
 from typing import Any
 
+from channels.layers import InMemoryChannelLayer
+
 from .events import (
     ALL_GROUP,
     CHANNEL_PREFIX,
     PROBE_PREFIX,
+    BeatEvent,
     Event,
     PingEvent,
     PublicationEvent,
@@ -166,6 +169,8 @@ class Link:
         self.layer = layer
         self.local = is_local(layer)
         """Whether the layer reaches only this process."""
+        self.direct = type(layer) is InMemoryChannelLayer
+        """Whether what is published here need not go through the layer, which then adds nothing but work."""
         self.channel: str | None = None
         self.groups: dict[str, Group] = {}
         """The groups by their topics, wanted or on their way out."""
@@ -180,6 +185,8 @@ class Link:
         self._maintainers: list[asyncio.Task[None]] = []
         self._tasks: set[asyncio.Task[Any]] = set()
         self._said: set[str] = set()
+        self._turn_began = self.loop.time()
+        self._turn_size = 0
 
     def _probe_name(self, shard: int) -> str:
         while True:
@@ -467,8 +474,6 @@ class Link:
 
     async def _receive_for_ever(self, channel: str) -> None:
         failures = 0
-        turn_began = self.loop.time()
-        size = 0
         while True:
             try:
                 message = await self.layer.receive(channel)
@@ -479,17 +484,23 @@ class Link:
                 await asyncio.sleep(BACKOFF[min(failures, len(BACKOFF)) - 1] if failures else 0)
                 failures += 1
                 continue
-            size += self.handle(message)
             # receive() does not give way while messages wait.
-            if size > LARGEST_TURN or self.loop.time() - turn_began > LONGEST_TURN:
-                await self._give_way(size)
-                turn_began, size = self.loop.time(), 0
+            await self._give_way(self.handle(message))
 
-    @staticmethod
-    async def _give_way(size: int) -> None:
-        # A turn writes to each client what its socket takes, on Daphne 128 KiB at most.
-        for _ in range(1 + size // LARGEST_TURN):
+    async def take(self, event: PublicationEvent | BeatEvent) -> None:
+        """Act on an event of this process, which the layer would only bring back. It runs on the hub's event loop."""
+        await self._give_way(Context().run(self._act, event))  # what is written is written on behalf of nobody
+
+    async def _give_way(self, size: int) -> None:
+        """Count what is to be written, and have servers write it before that, or the turn, becomes too much."""
+        self._turn_size += size
+        if self._turn_size <= LARGEST_TURN and self.loop.time() - self._turn_began <= LONGEST_TURN:
+            return
+        turns = 1 + self._turn_size // LARGEST_TURN
+        self._turn_size = 0
+        for _ in range(turns):  # a turn writes to each client what its socket takes, on Daphne 128 KiB at most
             await asyncio.sleep(0)
+        self._turn_began = self.loop.time()
 
     def handle(self, message: Any) -> int:
         """
@@ -508,6 +519,9 @@ class Link:
             if arrived is not None and not arrived.done():
                 arrived.set_result(None)
             return 0
+        return self._act(event)
+
+    def _act(self, event: Event) -> int:
         try:
             self._on_event(event)
         except Exception as error:  # noqa: BLE001 - one event must not end all

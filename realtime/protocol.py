@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from enum import IntEnum, StrEnum
+from functools import lru_cache
 from typing import Annotated, Any, Literal, NamedTuple, Union
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
@@ -440,12 +441,17 @@ def encode_publication(topic: str, payload: str, sent_at: float) -> bytes:
     return b'%b%b,"timestamp":"%b"}' % (head, payload.encode(), timestamp(sent_at).encode())
 
 
-def encode_site_response(kind: str, req_id: str | None, payload: bytes) -> bytes:
-    """Return the text of the answer to a site's request of type ``kind``, whose ``payload`` is JSON already."""
-    head = b'{"type":%b,' % to_json(response_type(kind))
-    if req_id is not None:
-        head += b'"reqId":%b,' % to_json(req_id)
-    return b'%b"status":"OK","data":%b}' % (head, payload)
+def encode_response(kind: str, req_id: str | None, payload: bytes) -> bytes:
+    """Return the text of the answer OK to a request of type ``kind``, with ``payload``, which is JSON already."""
+    head = _head_of_response(kind)
+    if req_id is None:
+        return b'%b"status":"OK","data":%b}' % (head, payload)
+    return b'%b"reqId":%b,"status":"OK","data":%b}' % (head, to_json(req_id), payload)
+
+
+@lru_cache(maxsize=256)
+def _head_of_response(kind: str) -> bytes:
+    return b'{"type":%b,' % to_json(response_type(kind))
 
 
 def response_type(kind: str) -> str:

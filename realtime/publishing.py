@@ -110,14 +110,14 @@ def _size(payload: str) -> int:
 
 async def _send_publication(topic: str, payload: str, traceparent: str | None) -> None:
     event = PublicationEvent(topic=topic, payload=payload, sent_at=time.time(), traceparent=traceparent)
-    await _send(group_name(topic), event)
+    await _send_to_topic(topic, event)
 
 
 async def abeat(slot: float) -> None:
     """Broadcast the heartbeat of the wall-clock slot that begins at ``slot``. Raises ``LayerUnavailable``."""
     async with _Producing(Name.PUBLISH, TOPIC_HEARTBEAT, {}) as traceparent:
         event = BeatEvent(slot=slot, sent_at=time.time(), traceparent=traceparent)
-        await _send(group_name(TOPIC_HEARTBEAT), event)
+        await _send_to_topic(TOPIC_HEARTBEAT, event)
 
 
 class _Producing:
@@ -348,6 +348,14 @@ class _Inbox:
         except TimeoutError:
             pass
         return answers
+
+
+async def _send_to_topic(topic: str, event: PublicationEvent | BeatEvent) -> None:
+    hub = find_hub()
+    if hub is not None and hub.link.direct and hub.link.layer is configured_layer():
+        await _on_loop_of(hub, lambda: hub.link.take(event))
+    else:
+        await _send(group_name(topic), event)
 
 
 async def _send(group: str, event: Envelope) -> None:

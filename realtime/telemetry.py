@@ -246,6 +246,8 @@ class Tracing:
         self.provider = provider
         self._off_until = 0.0
         self._tracer: otel_trace.Tracer | None = None
+        self._looked_at: object = None
+        self._waits_for_nothing = False
 
     @property
     def on(self) -> bool:
@@ -274,6 +276,8 @@ class Tracing:
         self, name: str, kind: SpanKind, attributes: Attributes, parent: Origin, links: Sequence[Origin] = ()
     ) -> Trace | None:
         """Return a new span that began now, or None where it is not recorded, or the provider does not answer soon."""
+        if self._quick:
+            return self._start_here(name, kind, attributes, parent, links)
         starting = self._start(name, kind, attributes, parent, links)
         try:
             async with asyncio.timeout(START_TIMEOUT):
@@ -287,6 +291,8 @@ class Tracing:
 
     def start_in_thread(self, name: str, kind: SpanKind, attributes: Attributes, parent: Origin) -> Trace | None:
         """Do what ``start`` does, where there is no event loop."""
+        if self._quick:
+            return self._start_here(name, kind, attributes, parent, ())
         starting = self._start(name, kind, attributes, parent, ())
         try:
             return starting.result(START_TIMEOUT)
@@ -313,6 +319,28 @@ class Tracing:
                 _end(trace._span, {}, error, ended)
 
         worker.post(record, "span")
+
+    @property
+    def _quick(self) -> bool:
+        """Whether the provider's code can be called here, and not on a thread: all of it is OpenTelemetry's own."""
+        provider: Any = otel_trace.get_tracer_provider() if self.provider is None else self.provider
+        processors = getattr(getattr(provider, "_active_span_processor", None), "_span_processors", None)
+        if processors is None:
+            return False
+        if processors is not self._looked_at:  # a tuple, and another one when one is added
+            parts = [provider, provider.id_generator, *_samplers(provider.sampler), *processors]
+            self._waits_for_nothing = all(type(part).__module__.startswith("opentelemetry.sdk.") for part in parts)
+            self._looked_at = processors
+        return self._waits_for_nothing
+
+    def _start_here(
+        self, name: str, kind: SpanKind, attributes: Attributes, parent: Origin, links: Sequence[Origin]
+    ) -> Trace | None:
+        try:
+            return self._open(name, kind, attributes, parent, links, time.time_ns())
+        except Exception as error:  # noqa: BLE001
+            complain(logger, logging.ERROR, f"event=telemetry_failed error={type(error).__name__}", "", error=error)
+            return None
 
     def _start(
         self, name: str, kind: SpanKind, attributes: Attributes, parent: Origin, links: Sequence[Origin]
@@ -366,6 +394,12 @@ class Tracing:
             return Trace(span)
         span.end()
         return None
+
+
+def _samplers(sampler: Any) -> list[Any]:
+    """Return a sampler and those it asks in turn."""
+    asked = [part for part in vars(sampler).values() if hasattr(part, "should_sample")]
+    return [sampler, *(part for other in asked for part in _samplers(other))]
 
 
 def _end_when_done(starting: Future[Trace | None]) -> None:

@@ -38,6 +38,7 @@ from realtime.protocol import (
     encode,
     encode_heartbeat,
     encode_publication,
+    encode_response,
     parse,
     timestamp,
 )
@@ -295,6 +296,21 @@ def test_encode_publication_gives_what_the_model_gives(topic: str, data: Any, se
 def test_encode_heartbeat_gives_what_the_model_gives(sent_at: float, uptime: int) -> None:
     model = Heartbeat(timestamp=timestamp(sent_at), uptime_seconds=str(uptime))
     assert encode_heartbeat(sent_at, uptime) == encode(model)
+
+
+texts = st.text(st.characters(exclude_categories=["Cs"]))
+
+
+@given(st.none() | texts, texts)
+def test_encode_response_gives_what_the_models_give(req_id: str | None, text: str) -> None:
+    req_id = req_id or None
+    echo, topic = b'{"echo":%b}' % to_json(text), b'{"topic":%b}' % to_json(text)
+    answer = EchoResponse(req_id=req_id, data=EchoResponseData(echo=text))
+    assert encode_response(MessageType.ECHO_REQUEST, req_id, echo) == encode(answer)
+    subscribed = SubscribeResponse(req_id=req_id, data=SubscribeResponseData(topic=text))
+    assert encode_response(MessageType.SUBSCRIBE_REQUEST, req_id, topic) == encode(subscribed)
+    unsubscribed = UnsubscribeResponse(req_id=req_id, data=UnsubscribeResponseData(topic=text))
+    assert encode_response(MessageType.UNSUBSCRIBE_REQUEST, req_id, topic) == encode(unsubscribed)
 
 
 @given(json_values)

@@ -11,10 +11,12 @@ import weakref
 from typing import Any
 
 import pytest
+from channels.layers import InMemoryChannelLayer
 from django.core.exceptions import SynchronousOnlyOperation
 
-from realtime import CloseMessage, Topic, aclose_connections, close_connections, publish, publishing
+from realtime import CloseMessage, Topic, aclose_connections, close_connections, link, publish, publishing
 from realtime.exceptions import LayerUnavailable
+from realtime.hub import get_hub
 from realtime.publishing import CloseOutcome, abeat, apublish_payload, publish_payload
 
 from .memory import (
@@ -44,6 +46,51 @@ async def test_publication_reaches_the_hub() -> None:
     connection = await subscribed(await started_hub(), "news")
     await apublish_payload("news", '{"a":1}')
     await until(lambda: connection.wire.data == [{"a": 1}])
+
+
+async def test_publication_of_this_process_makes_no_detour_through_the_in_memory_layer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    layer = use_layer(InMemoryChannelLayer())
+    connection = await subscribed(await started_hub(), "news")
+    beating = await subscribed(get_hub(), "heartbeat")
+    monkeypatch.setattr(layer, "group_send", None)
+    await apublish_payload("news", '{"a":1}')
+    assert connection.wire.data == [{"a": 1}]
+    await asyncio.to_thread(publish_payload, "news", "2")
+    assert connection.wire.data == [{"a": 1}, 2]
+    await asyncio.to_thread(lambda: asyncio.run(apublish_payload("news", "3")))
+    assert connection.wire.data == [{"a": 1}, 2, 3]
+    beats = len(beating.wire.messages)
+    await abeat(time.time() + 100)
+    assert len(beating.wire.messages) == beats + 1
+
+
+async def test_publisher_that_does_not_wait_gives_way_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_layer(InMemoryChannelLayer())
+    await subscribed(await started_hub(), "news")
+    monkeypatch.setattr(link, "LARGEST_TURN", 100)
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    task = asyncio.create_task(other())
+    for _ in range(100):
+        await apublish_payload("news", f'"{"a" * 48}"')
+    task.cancel()
+    assert turns >= 40
+
+
+async def test_publication_goes_through_a_layer_that_is_derived_from_the_in_memory_one() -> None:
+    connection = await subscribed(await started_hub(), "news")
+    assert isinstance(the_layer(), InMemoryChannelLayer)
+    await apublish_payload("news", "1")
+    assert "1" in [message.get("payload") for message in the_layer().sent]
+    await until(lambda: connection.wire.data == [1])
 
 
 async def test_publication_carries_when_it_was_sent() -> None:

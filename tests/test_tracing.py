@@ -19,10 +19,19 @@ import pytest
 from django.core.checks import run_checks
 from django.core.exceptions import ImproperlyConfigured
 from opentelemetry import trace as otel_trace
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, Decision, Sampler, SamplingResult
+from opentelemetry.sdk.trace.id_generator import IdGenerator, RandomIdGenerator
+from opentelemetry.sdk.trace.sampling import (
+    ALWAYS_OFF,
+    ALWAYS_ON,
+    Decision,
+    ParentBased,
+    Sampler,
+    SamplingResult,
+    TraceIdRatioBased,
+)
 from opentelemetry.trace import SpanKind, StatusCode
 from pydantic import BaseModel
 
@@ -1133,6 +1142,84 @@ async def test_background_work_that_a_request_begins_belongs_to_no_request(recor
     async with connected() as client:
         assert (await client.ask(type="ask_request"))["status"] == "OK"
     assert seen == [(None, None)]
+
+
+# Providers that cannot wait
+
+
+class OwnSampler(Sampler):
+    def should_sample(self, *_: Any, **__: Any) -> SamplingResult:
+        return SamplingResult(Decision.RECORD_AND_SAMPLE)
+
+    def get_description(self) -> str:
+        return "a site's own"
+
+
+class OwnProcessor(SpanProcessor):
+    pass
+
+
+class OwnIds(IdGenerator):
+    generate_span_id = RandomIdGenerator.generate_span_id
+    generate_trace_id = RandomIdGenerator.generate_trace_id
+
+
+async def starts_in(provider: Any) -> set[str]:
+    """Return the names of the threads that the provider's processors hear of new spans on."""
+    names = set()
+
+    class Watching(SimpleSpanProcessor):
+        __module__ = "opentelemetry.sdk.test"  # or else it would be the site's
+
+        def on_start(self, *_: Any, **__: Any) -> None:
+            names.add(threading.current_thread().name)
+
+    provider.add_span_processor(Watching(InMemorySpanExporter()))
+    tracing = telemetry.Tracing(provider)
+    assert await tracing.start("a", SpanKind.INTERNAL, {}, None) is not None
+    assert await asyncio.to_thread(tracing.start_in_thread, "b", SpanKind.INTERNAL, {}, None) is not None
+    return names
+
+
+async def test_provider_that_is_opentelemetrys_own_is_called_where_the_span_begins() -> None:
+    for sampler in (ALWAYS_ON, ParentBased(TraceIdRatioBased(1.0))):
+        assert "realtime-telemetry" not in await starts_in(TracerProvider(sampler=sampler))
+
+
+async def test_provider_with_code_of_the_sites_own_is_called_on_our_thread() -> None:
+    with_processor = TracerProvider()
+    with_processor.add_span_processor(OwnProcessor())
+    for provider in (
+        TracerProvider(sampler=OwnSampler()),
+        TracerProvider(sampler=ParentBased(OwnSampler())),
+        TracerProvider(id_generator=OwnIds()),
+        with_processor,
+    ):
+        assert await starts_in(provider) == {"realtime-telemetry"}
+
+
+async def test_processor_that_is_added_later_is_noticed() -> None:
+    provider = TracerProvider()
+    tracing = telemetry.Tracing(provider)
+    assert await tracing.start("a", SpanKind.INTERNAL, {}, None) is not None
+    heard: list[str] = []
+
+    class Late(SpanProcessor):
+        def on_start(self, *_: Any, **__: Any) -> None:
+            heard.append(threading.current_thread().name)
+
+    provider.add_span_processor(Late())
+    assert await tracing.start("b", SpanKind.INTERNAL, {}, None) is not None
+    assert heard == ["realtime-telemetry"]
+
+
+async def test_provider_of_opentelemetrys_that_raises_is_logged_and_nothing_is_traced(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    provider = TracerProvider()
+    monkeypatch.setattr(provider, "get_tracer", lambda *_: 1 / 0)
+    assert await telemetry.Tracing(provider).start("a", SpanKind.INTERNAL, {}, None) is None
+    assert complaints(caplog) == {"event=telemetry_failed error=ZeroDivisionError": 1}
 
 
 # Providers that fail
