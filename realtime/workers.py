@@ -7,6 +7,7 @@ and refuses the in-memory channel layer; and the supervisor waits for no worker 
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -69,6 +70,8 @@ class Application:
         if local:
             self.local.value = True
             sys.exit(STARTUP_FAILURE)
+        gc.collect()
+        gc.freeze()  # what the site is made of stays: to look at it again and again would hold up clients
         return application
 
     def _stop_with_parent(self) -> None:

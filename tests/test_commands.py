@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import sys
@@ -406,3 +407,18 @@ def test_publish_while_the_layer_is_down_is_an_error() -> None:
     use_layer(RemoteLayer()).failing = True
     with pytest.raises(CommandError, match="the channel layer failed"):
         output_of("publish", "news", "1")
+
+
+def test_serve_keeps_what_the_site_is_made_of_out_of_garbage_collection() -> None:
+    before = gc.get_freeze_count()
+    try:
+        serve._load("tests.settings:application")
+        assert gc.get_freeze_count() > before
+    finally:
+        gc.unfreeze()
+
+
+def test_serve_leaves_it_to_the_server_to_say_what_is_wrong_with_the_site() -> None:
+    before = gc.get_freeze_count()
+    serve._load("tests.no_such_module:application")
+    assert gc.get_freeze_count() == before

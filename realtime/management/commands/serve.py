@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import secrets
 import signal
@@ -10,6 +11,7 @@ import time
 from argparse import ArgumentParser
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -165,9 +167,25 @@ def _wait_for_redis(redis: Child, directory: Path) -> None:
         time.sleep(0.05)
 
 
+def _load(application: str) -> None:
+    """
+    Import the site, and keep what it is made of out of garbage collection, which would hold up clients for longer.
+
+    This process does nothing but serve; within somebody's own it would not be ours to decide.
+    """
+    module, _, _ = application.partition(":")
+    try:
+        import_module(module)
+    except Exception:  # noqa: BLE001 - the server imports it again, and says what is wrong
+        return
+    gc.collect()
+    gc.freeze()
+
+
 def _run_daphne(application: str, host: str, port: int) -> None:
     from daphne.cli import CommandLineInterface
 
+    _load(application)
     CommandLineInterface().run(["--bind", host, "--port", str(port), application])
 
 
@@ -191,6 +209,7 @@ def _uvicorn_options(host: str, port: int) -> dict[str, Any]:
 def _run_uvicorn(application: str, host: str, port: int) -> None:
     import uvicorn
 
+    _load(application)
     uvicorn.run(application, workers=1, **_uvicorn_options(host, port))
 
 
