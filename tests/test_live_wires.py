@@ -142,6 +142,31 @@ async def test_abort_drops_the_connection_whatever_it_holds(own: Server, client:
     assert await client.closed() == (1006, "")
 
 
+ENVELOPE = len('{"type":"echo_response","status":"OK","data":{"echo":""}}')
+
+
+async def echoed(server: Server, size: int) -> bytes:
+    """Return the bytes of the frame that a server answers with, whose payload has ``size`` bytes."""
+    async with Raw(server.port) as client:
+        await client.open()
+        await client.send_json({"type": "echo_request", "echo": "x" * (size - ENVELOPE)})
+        head = 2 if size < 126 else 4 if size < 65536 else 10
+        answer = await client._take(head + size)
+        await client.send(raw.frame(raw.CLOSE, b"\x03\xe8"))
+        assert await client.closed() == (1000, "")
+        return answer
+
+
+@pytest.mark.parametrize("kind", ["daphne", "uvicorn"])
+async def test_frame_is_byte_for_byte_what_the_server_itself_sends(kind: str) -> None:
+    with running(kind) as ours, running(kind, application="tests.site.asgi:wrapped") as its:
+        for size in (ENVELOPE, 125, 126, 127, 65535, 65536, 65537):
+            assert await echoed(ours, size) == await echoed(its, size)
+        async with Client(its.url) as client:
+            await client.subscribe("many-9")
+            assert (await its.aget("/wire/?topic=many-9&action=look"))["kind"] == "WrappedWire"
+
+
 async def test_another_websocket_implementation_works_through_plain_asgi() -> None:
     with running("uvicorn", "--ws", "websockets") as server:
         async with Client(server.url) as client:
