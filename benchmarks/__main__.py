@@ -1,8 +1,8 @@
 """
 Measure realtime beside its peers: ``python -m benchmarks --help``.
 
-All sites run at once, each in a server process of its own, and are measured in turn; the load comes
-from this process. What ``scale`` and ``topics`` measure has no peer.
+All sites of a scenario run at once, each in a server process of its own, and are measured in turn; the load
+comes from this process. ``scale`` and ``subscriptions`` are no comparison, and have tables of their own.
 """
 
 import argparse
@@ -12,8 +12,8 @@ import resource
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, closing
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import reduce
 from itertools import product
 from pathlib import Path
@@ -22,15 +22,17 @@ from typing import Any
 
 import uvloop
 
+from .goals import verdicts
 from .machine import about
-from .options import NOBODY, OWN_OPTIONS, ROUNDS, arguments
+from .options import OWN_TABLES, arguments
 from .processes import HOST, redis, sign_in
-from .progress import progress
-from .publish import Publisher, publishing
+from .progress import Steps
+from .publish import Publisher
 from .samples import Sample
-from .scale import CONNECTIONS, PROCESSES, SECONDS, TOPICS, scale, topics
-from .scenarios import SCENARIOS, WARM_UP, Load
-from .sites import SITES, Place, missing
+from .scale import CONNECTIONS, PROCESSES, SECONDS, TOPICS, scale, subscriptions
+from .scenarios import WARM_UP, Load
+from .sites import Place
+from .steps import Step, left_out, steps
 from .tables import lines
 
 MAX_FILES = 65_536
@@ -41,114 +43,90 @@ async def main(options: argparse.Namespace) -> None:
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    layer = options.layer or ("redis" if options.scenario in OWN_OPTIONS else "memory")
     machine = about()
     results: list[dict[str, Any]] = []
+    chosen_steps = [] if options.scenario in OWN_TABLES else [*steps(options)]
     async with AsyncExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="benchmarks-")))
-        place = await stack.enter_async_context(prepared(directory, layer))
-        print(f"Python {machine['versions']['Python']}, {machine['cores']} cores, channel layer: {layer}")
-        print(*left_out(options), "", sep="\n")
-        async for result in measurements(options, place):
-            progress("")
-            print(*lines(result, heading=not results), sep="\n", flush=True)
+        needs_redis = options.scenario in OWN_TABLES or any(step.layer == "redis" for step in chosen_steps)
+        place = await stack.enter_async_context(prepared(directory, needs_redis))
+        print(f"Python {machine['versions']['Python']}, {machine['cores']} cores")
+        print(*left_out(options), "", sep="\n", flush=True)
+        if options.scenario in OWN_TABLES:
+            async for result in own_tables(options, place.on_redis()):
+                print(*lines(result, heading=not results), sep="\n", flush=True)
+                results.append(result)
+        progress = stack.enter_context(Steps(len(chosen_steps)))
+        for step in chosen_steps:
+            result = await compare(step, place.on_redis() if step.layer == "redis" else place, progress)
+            progress.print("\n".join(lines(result, heading=not results)))
             results.append(result)
+    print(*verdicts(results), sep="\n")
     if options.json is not None:
-        options.json.write_text(json.dumps({"layer": layer, "machine": machine, "results": results}, indent=2) + "\n")
+        run = {"machine": machine, "left_out": left_out(options), "results": results}
+        options.json.write_text(json.dumps(run, indent=2) + "\n")
 
 
 @asynccontextmanager
-async def prepared(directory: Path, layer: str) -> AsyncIterator[Place]:
-    """Give what all processes need: the database with a user who is signed in, and Redis for that layer."""
+async def prepared(directory: Path, needs_redis: bool) -> AsyncIterator[Place]:
+    """Give what all processes need: the database with a user who is signed in, and Redis for those who ask for it."""
     environment = {
         "SECRET_KEY": "benchmarks",
         "ALLOWED_HOSTS": HOST,
         "DATABASE_URL": f"sqlite:///{directory / 'db.sqlite3'}",
     }
     async with AsyncExitStack() as stack:
-        server = None
-        if layer == "redis":
-            server = await stack.enter_async_context(redis(directory))
-            environment["REDIS_URL"] = f"redis://{HOST}:{server.port}"
+        server = await stack.enter_async_context(redis(directory)) if needs_redis else None
         yield Place(environment, directory, await sign_in(environment, directory), server)
 
 
-def left_out(options: argparse.Namespace) -> list[str]:
-    """Return why sites are left out that the options ask for."""
-    kinds = SCENARIOS.values() if options.scenario == "all" else filter(None, [SCENARIOS.get(options.scenario)])
-    names = {name: None for kind in kinds for name in chosen(kind.sites, options)}
-    return [reason for name in names if (reason := missing(name))]
-
-
-def chosen(sites: Iterable[str], options: argparse.Namespace) -> list[str]:
-    """Return realtime, and which of its peers the options choose."""
-    own, *peers = sites
-    return [own, *(peer for peer in peers if not options.peer or peer in options.peer)]
-
-
-async def measurements(options: argparse.Namespace, place: Place) -> AsyncIterator[dict[str, Any]]:
-    """Measure one thing after the other, and yield the figures of each."""
-    about_redis = options.scenario in OWN_OPTIONS
-    server = options.server or ("uvicorn" if about_redis else "both")
-    servers = ["daphne", "uvicorn"] if server == "both" else [server]
-    if options.scenario == "publish":
-        yield await compare_publishers(options, place)
-    elif options.scenario == "scale":
+async def own_tables(options: argparse.Namespace, place: Place) -> AsyncIterator[dict[str, Any]]:
+    """Measure what realtime costs on Redis, and yield the figures of each step."""
+    servers = options.server or ["uvicorn"]
+    if options.scenario == "scale":
         for server, processes in product(servers, [options.processes] if options.processes else PROCESSES):
             connections, seconds = options.connections or CONNECTIONS, options.seconds or SECONDS
             yield await scale(server, processes, connections, seconds, place)
-    elif options.scenario == "topics":
-        for server, count in product(servers, [options.topics] if options.topics else TOPICS):
-            yield await topics(server, options.processes or 1, count, place)
     else:
-        for scenario, server in product(SCENARIOS if options.scenario == "all" else [options.scenario], servers):
-            if len(chosen(SCENARIOS[scenario].sites, options)) > 1 or options.peer == [NOBODY]:
-                yield await compare(scenario, server, options, place)
+        for server, count in product(servers, [options.topics] if options.topics else TOPICS):
+            yield await subscriptions(server, options.processes or 1, count, place)
 
 
-async def compare(scenario: str, server: str, options: argparse.Namespace, place: Place) -> dict[str, Any]:
-    """Measure a scenario's sites, and return the figures of each, and realtime's ratio to each of its peers."""
-    kind = SCENARIOS[scenario]
-    connections = options.connections or kind.connections_by_default
-    names = [name for name in chosen(kind.sites, options) if missing(name) is None]
+async def compare(step: Step, place: Place, progress: Steps) -> dict[str, Any]:
+    """Measure the sites of a step, and return the figures of each, and realtime's ratio to each of its peers."""
+    what = step.scenario if step.server == "none" else f"{step.scenario} on {step.server}"
+    clients = f"{step.connections:,} connections to each of " if step.connections else ""
+    progress.begin(f"{what}: {clients}{', '.join(step.sites)}")
     async with AsyncExitStack() as stack:
 
-        async def connected(name: str) -> Load:
-            address = await stack.enter_async_context(place.serving(server, name, kind.environment))
-            load = stack.enter_context(closing(kind(address, SITES[name])))
-            await load.connect(connections)
-            return load
+        async def connected(name: str) -> Load | Publisher:
+            site = await stack.enter_async_context(step.kind.running(name, step.server, place))
+            await site.connect(step.connections)
+            return site
 
-        progress(f"{scenario} on {server}: {connections:,} connections to each of {', '.join(names)}")
         async with asyncio.TaskGroup() as group:
-            tasks = {name: group.create_task(connected(name)) for name in names}
-        loads = {name: task.result() for name, task in tasks.items()}
-        figures = await in_turn(loads, options, kind.seconds_by_default, f"{scenario} on {server}")
-    return {"scenario": scenario, "server": server, "connections": connections, **figures}
-
-
-async def compare_publishers(options: argparse.Namespace, place: Place) -> dict[str, Any]:
-    """Do the same with processes that publish, and that no server is in."""
-    async with AsyncExitStack() as stack:
-        names = chosen(Publisher.sites, options)
-        publishers = {name: await stack.enter_async_context(publishing(name, place)) for name in names}
-        figures = await in_turn(publishers, options, Publisher.seconds_by_default, "publish")
-    return {"scenario": "publish", "server": "none", "connections": 0, **figures}
+            tasks = {name: group.create_task(connected(name)) for name in step.sites}
+        sites = {name: task.result() for name, task in tasks.items()}
+        figures = await in_turn(sites, step, lambda text: progress.detail(f"{what}: {text}"))
+    return {
+        **{"scenario": step.scenario, "server": step.server, "layer": step.layer, "connections": step.connections},
+        **figures,
+        "command": step.command,
+    }
 
 
 async def in_turn(
-    sites: Mapping[str, Load | Publisher], options: argparse.Namespace, seconds_by_default: float, what: str
-) -> dict[str, Any]:
+    sites: Mapping[str, Load | Publisher], step: Step, tell: Callable[[str], None]
+) -> dict[str, dict[str, dict[str, float]]]:
     """Measure the sites in turn, round by round, after a warm-up; the first one is compared to the others."""
-    seconds, rounds = options.seconds or seconds_by_default, options.rounds or ROUNDS
     for name, site in sites.items():
-        progress(f"{what}: warm-up of {name}")
-        await site.run(min(WARM_UP, seconds))
+        tell(f"warm-up of {name}")
+        await site.run(min(WARM_UP, step.seconds))
     samples: dict[str, list[Sample]] = {name: [] for name in sites}
-    for number in range(rounds):
+    for number in range(step.rounds):
         for name, site in sites.items():
-            progress(f"{what}: round {number + 1} of {rounds}, {name}")
-            samples[name].append(await site.run(seconds / rounds))
+            tell(f"round {number + 1} of {step.rounds}, {name}")
+            samples[name].append(await site.run(step.seconds / step.rounds))
     own, *peers = sites
     return {
         "figures": {name: reduce(Sample.plus, taken).figures() for name, taken in samples.items()},

@@ -71,13 +71,14 @@ class Connection(asyncio.Protocol):
         self._lost.set_result(None)
         self._on_failure(error)
 
-    async def ask(self, frame: bytes) -> bytes:
-        """Send ``frame`` and return the next one that arrives."""
+    async def ask(self, frame: bytes, expected: bytes = b"") -> bytes:
+        """Send ``frame`` and return the next one that arrives and holds what is ``expected``."""
         answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 
         def answered(frame: bytes) -> None:
-            self.on_frame = ignore
-            answer.set_result(frame)
+            if expected in frame:
+                self.on_frame = ignore
+                answer.set_result(frame)
 
         self.on_frame = answered
         self.write(frame)
@@ -111,9 +112,9 @@ async def connect(server: Server, path: str, on_failure: Callable[[Exception], N
 
 
 def client_frame(payload: bytes, first: int = TEXT) -> bytes:
-    """Return a frame of at most 125 bytes, masked with zeros, which leave the payload as it is."""
-    assert len(payload) < 126
-    return bytes([first, 0x80 | len(payload), 0, 0, 0, 0]) + payload
+    """Return a frame of at most 64 KiB, masked with zeros, which leave the payload as it is."""
+    size = [len(payload)] if len(payload) < 126 else [126, *len(payload).to_bytes(2)]
+    return bytes([first, 0x80 | size[0], *size[1:], 0, 0, 0, 0]) + payload
 
 
 def _end_of_frame(data: bytes) -> int:

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import subprocess
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -13,7 +14,12 @@ from realtime import __version__
 
 from .sites import NODE_MODULES, missing
 
-PACKAGES = ("Django", "channels", "uvicorn", "uvloop", "daphne", "pydantic", "websockets", "chanx")
+PACKAGES = ("Django", "channels", "uvicorn", "uvloop", "daphne", "granian", "pydantic", "websockets", "chanx")
+
+COMMANDS = {"ws": ["node", "--version"], "nchan": ["nginx", "-v"], "nats": ["nats-server", "--version"]}
+"""What says a version, by the site that needs it."""
+NPM = {"ws": "ws", "socketio": "socket.io"}
+VERSION = re.compile(r"\d+(\.\d+)+")
 
 
 def about() -> dict[str, Any]:
@@ -24,10 +30,13 @@ def about() -> dict[str, Any]:
             versions[package] = version(package)
         except PackageNotFoundError:
             pass
-    if missing("ws") is None:
-        node = subprocess.run(["node", "--version"], capture_output=True, text=True, check=True).stdout
-        versions["Node"] = node.strip().removeprefix("v")
-        versions["ws"] = json.loads((Path(NODE_MODULES) / "ws" / "package.json").read_text())["version"]
+    for site, command in COMMANDS.items():
+        if missing(site) is None:
+            said = subprocess.run(command, capture_output=True, text=True, check=True)
+            versions[command[0]] = VERSION.search(said.stdout + said.stderr)[0]
+    for site, package in NPM.items():
+        if missing(site) is None:
+            versions[package] = json.loads((Path(NODE_MODULES) / package / "package.json").read_text())["version"]
     return {
         "processor": _field("/proc/cpuinfo", "model name") or platform.machine(),
         "cores": os.cpu_count(),

@@ -6,13 +6,15 @@ import os
 import random
 import resource
 import shutil
+import signal
 import socket
 import sys
 import time
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 HOST = "127.0.0.1"
@@ -20,37 +22,57 @@ ROOT = Path(__file__).resolve().parent.parent
 START_TIMEOUT = 30.0
 STOP_TIMEOUT = 5.0
 
-# What `manage.py serve` starts.
+# What `manage.py serve` starts, and Granian, which takes no more clients than its --backpressure.
 COMMANDS = {
     "daphne": ["daphne", "--bind", HOST, "--port"],
     "uvicorn": [
         *("uvicorn", "--lifespan", "on", "--ws-per-message-deflate", "false", "--timeout-graceful-shutdown", "5"),
         *("--host", HOST, "--port"),
     ],
+    "granian": [
+        *("granian", "--interface", "asgi", "--loop", "uvloop", "--backpressure", "65536"),
+        *("--workers-kill-timeout", "3", "--host", HOST, "--port"),
+    ],
 }
+
+
+def server_missing(name: str) -> str | None:
+    """Return why the server called ``name`` has to be left out, or None."""
+    package = COMMANDS[name][0]
+    return None if find_spec(package) else f"{name} is left out: it cannot be imported; pip install {package}"
 
 
 @dataclass(frozen=True)
 class Server:
-    """Be a running process that listens on ``port``, and lets in who has ``cookie``."""
+    """Be a running process that listens on ``port``, with its workers if it has any, and lets in who has ``cookie``."""
 
     pid: int
     port: int
     cookie: str = ""
 
     def cpu_seconds(self) -> float:
-        """Return the CPU time that all its threads have taken, in user and in kernel mode."""
-        return time.clock_gettime(~self.pid << 3 | 2)  # clock_getcpuclockid(3); /proc knows it to 10 ms only
+        """Return the CPU time that all threads have taken, in user and in kernel mode."""
+        # clock_getcpuclockid(3); /proc knows it to 10 ms only
+        return sum(time.clock_gettime(~pid << 3 | 2) for pid in family(self.pid))
 
     def memory(self) -> int:
-        """Return its resident memory, in bytes."""
-        return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * resource.getpagesize()
+        """Return the resident memory, in bytes."""
+        pages = (int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in family(self.pid))
+        return sum(pages) * resource.getpagesize()
+
+
+def family(pid: int) -> Iterator[int]:
+    """Yield the process, and all that come from it: Granian and nginx serve in a child."""
+    yield pid
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in children.read_text().split():
+            yield from family(int(child))
 
 
 def serving(
     name: str, application: str, environment: dict[str, str], directory: Path, cookie: str
 ) -> AbstractAsyncContextManager[Server]:
-    """Run the server called ``name``, "daphne" or "uvicorn", with an ASGI application."""
+    """Run the server called ``name``, a key of ``COMMANDS``, with an ASGI application."""
     command = [sys.executable, "-m", *COMMANDS[name]]
     return serving_by(command, [application], environment, directory, cookie)
 
@@ -152,7 +174,8 @@ async def stop(process: Process) -> None:
         async with asyncio.timeout(STOP_TIMEOUT):
             await process.wait()
     except TimeoutError:
-        process.kill()
+        for pid in [*family(process.pid)]:
+            os.kill(pid, signal.SIGKILL)
         await process.wait()
 
 

@@ -7,11 +7,11 @@ from asyncio.subprocess import Process
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from .processes import Server, failure, start, stop
 from .samples import Sample
-from .scenarios import PATIENCE
+from .scenarios import PATIENCE, ROUNDS
 from .sites import Place
 
 
@@ -20,13 +20,32 @@ class Publisher:
 
     unit, plural = "publish", "publishes"
     sites: ClassVar[tuple[str, ...]] = ("realtime", "plain")
-    seconds_by_default = 3.0
+    servers: ClassVar[tuple[str, ...]] = ("none",)
+    on_redis: ClassVar[bool] = True
+    sizes: ClassVar[tuple[int, ...]] = (0,)
+    seconds: ClassVar[float] = 3.0
+    rounds: ClassVar[int] = ROUNDS
 
     def __init__(self, process: Process, redis: Server, command: list[str], log: Path) -> None:
         self._process = process
         self._redis = redis
         self._command = command
         self._log = log
+
+    @classmethod
+    @asynccontextmanager
+    async def running(cls, name: str, server: str, place: Place) -> AsyncIterator[Self]:
+        """Run the process that publishes as the site called ``name`` does, with no server."""
+        assert place.redis is not None
+        command, log = [sys.executable, "-m", "benchmarks.publisher", name], place.directory / f"publisher-{name}.log"
+        process = await start(command, place.environment, log, talk=True)
+        try:
+            yield cls(process, place.redis, command, log)
+        finally:
+            await stop(process)
+
+    async def connect(self, count: int) -> None:
+        """Do nothing: nobody has to listen."""
 
     async def run(self, seconds: float) -> Sample:
         """Publish for ``seconds``. Raises ``RuntimeError``, with its log, when the process ends instead."""
@@ -40,15 +59,3 @@ class Publisher:
             raise failure("failed", self._command, self._log)
         calls, elapsed, cpu = json.loads(answer)
         return Sample(calls, elapsed, {"publisher": cpu, "redis": self._redis.cpu_seconds() - redis_cpu})
-
-
-@asynccontextmanager
-async def publishing(site: str, place: Place) -> AsyncIterator[Publisher]:
-    """Run the process that publishes as ``site`` does."""
-    assert place.redis is not None
-    command, log = [sys.executable, "-m", "benchmarks.publisher", site], place.directory / f"publisher-{site}.log"
-    process = await start(command, place.environment, log, talk=True)
-    try:
-        yield Publisher(process, place.redis, command, log)
-    finally:
-        await stop(process)

@@ -15,6 +15,7 @@ from realtime.routing import with_realtime  # noqa: E402
 prices = Topic("prices")  # for those who have signed in
 items = Topic("items.{number:int}")
 news = Topic("news", public=True)
+offers = Topic("offers.{number:int}", public=True)
 
 
 async def publish(topic: str) -> None:

@@ -14,16 +14,27 @@ from pathlib import Path
 from typing import Any
 
 from .charts import Bar, Panel, chart
-from .sites import REALTIME, SITES
+from .goals import verdicts
+from .sites import SITES
 from .tables import label, number
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
 BEGIN = "<!-- what follows is written by python -m benchmarks.report -->"
 END = "<!-- this is where it ends -->"
-CHARTED = {"heartbeats": ("server_cpu_us",), "idle": ("connection_kib",)}
-"""The figures in charts and in ratios, where they are not these two."""
+CHARTED = {
+    "heartbeats": ("server_cpu_us",),
+    "idle": ("connection_kib",),
+    "flat": ("server_cpu_us",),
+    "topics": ("server_cpu_us", "subscribe_cpu_us"),
+}
+"""The figures in charts, where they are not these two."""
 MOST = ("per_second", "server_cpu_us")
-SERVERS = {"daphne": "Daphne"}
+SERVERS = {"daphne": "Daphne", "granian": "Granian", "none": "no server"}
+LEGEND = (
+    "A row is one figure on one server, and its columns are the sites. In parentheses stands realtime's figure divided "
+    "by\nthat of the peer: for figures a second more is better, for all others less. Below each table stands what "
+    "measures its rows anew."
+)
 
 
 def write(figures: Path, page: Path) -> None:
@@ -40,12 +51,12 @@ def write(figures: Path, page: Path) -> None:
     (directory / "figures.json").write_text(json.dumps(run, indent=2) + "\n")
     for name, parts in results.items():
         (directory / f"{name}.svg").write_text(chart(title(name, parts), panels(name, parts)))
-    sections = [measured_on(run), *(section(name, parts, directory.name) for name, parts in results.items())]
+    sections = [measured_on(run), LEGEND, *(section(name, parts, directory.name) for name, parts in results.items())]
     page.write_text("\n\n".join([before + BEGIN, *sections, END + after]))
 
 
 def scenarios(results: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Return the results of each scenario that has peers; those that have none have no place on the page."""
+    """Return the results of each scenario; those that have tables of their own have no place on the page."""
     compared = (result for result in results if "ratios" in result)
     return {name: [*parts] for name, parts in groupby(compared, key=lambda result: str(result["scenario"]))}
 
@@ -53,43 +64,73 @@ def scenarios(results: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any
 def measured_on(run: dict[str, Any]) -> str:
     machine = run["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    return (
-        f"Measured on {machine['date']}: {machine['processor']}, {machine['cores']} cores, "
-        f"{machine['memory_gib']} GiB of memory; channel layer: {run['layer']}.\n{versions}."
+    return "\n".join(
+        [
+            f"Measured on {machine['date']}: {machine['processor']}, {machine['cores']} cores, "
+            f"{machine['memory_gib']} GiB of memory.",
+            f"{versions}.",
+            *(f"{reason}." for reason in run["left_out"]),
+        ]
     )
 
 
 def section(name: str, parts: list[dict[str, Any]], directory: str) -> str:
-    """Return a scenario's heading, chart and table."""
+    """Return a scenario's heading, chart, table and commands."""
     heading = title(name, parts)
-    return "\n".join([f"### {heading}", "", f"![{heading}]({directory}/{name}.svg)", "", *table(name, parts)])
+    picture = f"![{heading}]({directory}/{name}.svg)"
+    commands = [f"    {part['command']}" for part in parts]
+    return "\n".join([f"### {heading}", "", picture, "", *table(name, parts), "", *commands])
 
 
 def title(name: str, parts: list[dict[str, Any]]) -> str:
-    connections = parts[0]["connections"]
-    return f"{name}, {connections:,} connections" if connections else name
+    """Return the scenario's name, with what all parts of it have in common."""
+    sizes = {part["connections"] for part in parts} - {0}
+    connections = [f"{size:,} connections" for size in sizes if len(sizes) == 1]
+    return ", ".join([name, *connections, *(["on Redis"] if parts[0]["layer"] == "redis" else [])])
+
+
+def where(part: dict[str, Any], parts: list[dict[str, Any]]) -> str:
+    """Return the server, with the connections where the parts differ in them."""
+    server = SERVERS.get(part["server"], str(part["server"]))
+    several = len({each["connections"] for each in parts}) > 1
+    return f"{server}, {part['connections']:,} connections" if several else server
 
 
 def charted(name: str, parts: list[dict[str, Any]]) -> list[str]:
-    """Return the figures that are drawn, and divided by realtime's."""
+    """Return the figures that are drawn."""
     own = parts[0]["figures"]["realtime"]
     return [figure for figure in CHARTED.get(name, MOST) if figure in own]
 
 
 def table(name: str, parts: list[dict[str, Any]]) -> Iterator[str]:
-    """Yield the lines of a scenario's table: a row for each server and site."""
-    figures = [*parts[0]["figures"]["realtime"]]
-    ratios = charted(name, parts)
-    headings = [label(name, figure) for figure in figures]
-    headings += [f"realtime / peer, {label(name, figure)}" for figure in ratios]
-    yield row(["server", "site", *headings])
-    yield row(["---", "---", *("---:" for _ in headings)])
+    """Yield the lines of a scenario's table: a row for each server and figure, with the sites side by side."""
+    sites = [*dict.fromkeys(site for part in parts for site in part["figures"])]
+    yield row(["server", "figure", *sites, "goal"])
+    yield row(["---", "---", *("---:" for _ in sites), "---"])
+    found = verdicts_by_row(parts)
     for part in parts:
-        for site, values in part["figures"].items():
-            divided = part["ratios"].get(site, {})
-            cells = [number(values[figure]) if figure in values else "" for figure in figures]
-            cells += [f"{divided[figure]:.3g}" if figure in divided else "" for figure in ratios]
-            yield row([server(part), site, *cells])
+        for figure in part["figures"]["realtime"]:
+            cells = [cell(part, site, figure) for site in sites]
+            outcomes = "; ".join(found.get((part["server"], part["connections"], figure), []))
+            yield row([where(part, parts), label(name, figure), *cells, outcomes])
+
+
+def verdicts_by_row(parts: list[dict[str, Any]]) -> dict[tuple[str, int, str], list[str]]:
+    """Return what came of the goals, by server, connections and figure; the last row has what is about several."""
+    found: dict[tuple[str, int, str], list[str]] = {}
+    for verdict in verdicts(parts):
+        goal = verdict.goal
+        connections = [part["connections"] for part in parts if part["server"] == goal.server][-1]
+        outcome = f"{verdict.goal.text} {verdict.bound}: {verdict.value:.3g}, **{verdict.outcome}**"
+        found.setdefault((goal.server, connections, goal.figure), []).append(outcome)
+    return found
+
+
+def cell(part: dict[str, Any], site: str, figure: str) -> str:
+    """Return a site's figure, and realtime's ratio to it."""
+    value = part["figures"].get(site, {}).get(figure)
+    ratio = part["ratios"].get(site, {}).get(figure)
+    return "" if value is None else number(value) if ratio is None else f"{number(value)} ({ratio:.3g})"
 
 
 def row(cells: Iterable[str]) -> str:
@@ -102,7 +143,7 @@ def panels(name: str, parts: list[dict[str, Any]]) -> list[Panel]:
         Panel(
             label(name, figure),
             "more is better" if figure == "per_second" else "less is better",
-            {server(part): bars(part, figure) for part in parts},
+            {where(part, parts): bars(part, figure) for part in parts},
         )
         for figure in charted(name, parts)
     ]
@@ -115,11 +156,7 @@ def bars(part: dict[str, Any], figure: str) -> list[Bar]:
 def kind(site: str) -> str:
     if site == "realtime":
         return "own"
-    return "variant" if SITES[site].application == REALTIME else "peer"
-
-
-def server(part: dict[str, Any]) -> str:
-    return SERVERS.get(part["server"], str(part["server"]))
+    return "variant" if SITES[site].own else "peer"
 
 
 if __name__ == "__main__":

@@ -1,21 +1,21 @@
-"""The scenarios ``scale`` and ``topics``: what server processes, connections and topics cost on one Redis."""
+"""The scenarios ``scale`` and ``subscriptions``: what server processes, connections and topics cost on one Redis."""
 
 import asyncio
 import math
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, closing
-from itertools import cycle
 from statistics import mean
 from typing import Any
 
 from redis import Redis
 
 from .connection import Connection, connect, ignore
+from .dialects import ask, subscribe
 from .processes import HOST, Server
-from .scenarios import SETTLE, WARM_UP, Fanout, ask, subscribe
+from .scenarios import SETTLE, WARM_UP
 from .sites import SITES, Place
-from .trigger import PATH
+from .workers import Spread
 
 PROCESSES = (1, 2, 3, 4)
 CONNECTIONS = 500
@@ -44,21 +44,6 @@ COLUMNS = {
     "seconds": ("seconds", ".1f"),
 }
 """The heading and the format of what stands in the tables."""
-
-
-class Spread(Fanout):
-    """Have the subscribers on several servers, evenly, and let a process publish that has none."""
-
-    def __init__(self, servers: list[Server], publisher: Server) -> None:
-        super().__init__(publisher, SITES["realtime"])
-        self._servers = servers
-        self._turns = cycle(servers)
-
-    async def _connect(self, path: str) -> Connection:
-        return await connect(self._server if path == PATH else next(self._turns), path, self._fail)
-
-    def _clocks(self) -> dict[str, float]:
-        return {**super()._clocks(), "server": sum(server.cpu_seconds() for server in self._servers)}
 
 
 class Rig:
@@ -108,7 +93,7 @@ async def scale(server: str, processes: int, connections: int, seconds: float, p
     """Publish to so many connections of each of so many processes. The figures of Redis are for one broadcast."""
     async with rig(server, processes, place) as here, place.serving(server) as publisher:
         empty = here.memory()
-        with closing(Spread(here.servers, publisher)) as load:
+        with closing(Spread(here.servers, publisher, SITES["realtime"])) as load:
             await load.connect(processes * connections)
             await asyncio.sleep(SETTLE)
             full = here.memory()
@@ -135,10 +120,10 @@ async def scale(server: str, processes: int, connections: int, seconds: float, p
     }
 
 
-async def topics(server: str, processes: int, count: int, place: Place) -> dict[str, Any]:
+async def subscriptions(server: str, processes: int, count: int, place: Place) -> dict[str, Any]:
     """Subscribe to so many topics in each of so many processes. Redis' bytes are for one topic of one process."""
     async with rig(server, processes, place) as here:
-        with closing(Spread(here.servers, here.servers[0])) as load:
+        with closing(Spread(here.servers, here.servers[0], SITES["realtime"])) as load:
             await load.connect(processes * math.ceil(count / TOPICS_EACH))
             *connections, _ = load.connections  # the last one is the publisher's
             await asyncio.sleep(SETTLE)
@@ -153,7 +138,7 @@ async def topics(server: str, processes: int, count: int, place: Place) -> dict[
                 "redis_bytes": (here.redis()["redis_bytes"] - redis["redis_bytes"]) / count / processes,
                 "seconds": seconds,
             }
-    return {"scenario": "topics", "server": server, "processes": processes, "topics": count, "figures": figures}
+    return {"scenario": "subscriptions", "server": server, "processes": processes, "topics": count, "figures": figures}
 
 
 async def join(connection: Connection, numbers: Iterable[int]) -> None:

@@ -1,23 +1,31 @@
 """The scenarios: what the load does to one site, and what is counted."""
 
 import asyncio
+import resource
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, closing
+from dataclasses import replace
 from functools import partial
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from .connection import Connection, client_frame, connect
+from .dialects import ask, subscribe
 from .processes import Server
 from .samples import MAX_TIMES, Sample
-from .sites import Site
+from .sites import SITES, Place, Site
 from .trigger import PATH
 
 PATIENCE = 30.0
 """Seconds that the answers may take after the last request of a run."""
 WARM_UP = 0.5
 """Seconds that each site is driven for before anything counts."""
+ROUNDS = 3
+"""Measurements of each site, in turn, so that a slow moment of the machine meets all."""
+SPARE_FILES = 300
+"""Descriptors that the load and a server each need besides their connections."""
 CONNECTS_AT_ONCE = 50
 SETTLE = 1.5
 """Seconds after which a server has caught up with what it puts off: the registry writes about once a second."""
@@ -26,16 +34,9 @@ FIRST_CONNECTS = 10
 BEAT_INTERVAL = 0.5
 
 
-def subscribe(topic: str) -> bytes:
-    """Return the frame of a subscribe request."""
-    return client_frame(b'{"type":"subscribe_request","topic":"%s"}' % topic.encode())
-
-
-async def ask(connection: Connection, request: bytes) -> None:
-    """Send ``request``, and wait for the answer. Raises ``RuntimeError`` when it is a refusal."""
-    answer = await connection.ask(request)
-    if b'"status":"OK"' not in answer:
-        raise RuntimeError(f"the request was refused: {answer!r}")
+def affordable(connections: int) -> int:
+    """Return how many of these connections the limit on descriptors has room for."""
+    return min(connections, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - SPARE_FILES)
 
 
 class Load(ABC):
@@ -45,10 +46,19 @@ class Load(ABC):
     plural: ClassVar[str]
     sites: ClassVar[tuple[str, ...]]
     """What is measured: realtime, and its peers."""
+    servers: ClassVar[tuple[str, ...]] = ("daphne", "uvicorn")
+    """The servers that it is measured on by default."""
+    on_redis: ClassVar[bool] = False
+    """Whether the channel layer has to be Redis."""
     environment: ClassVar[dict[str, str]] = {}
     """What the servers are given besides what their sites say."""
-    connections_by_default: ClassVar[int]
-    seconds_by_default: ClassVar[float] = 2.0
+    sign_in: ClassVar[bool] = True
+    """Whether clients present a session, where the site has them do so."""
+    sizes: ClassVar[tuple[int, ...]] = (2000,)
+    """The clients of each site by default: so many, and then so many, with servers started anew."""
+    seconds: ClassVar[float] = 2.0
+    rounds: ClassVar[int] = ROUNDS
+    """For how long a site is measured by default, and in how many parts."""
     settle: ClassVar[float] = 0.0
     """Seconds after a run in which the CPU time still counts, for what the server has put off."""
     topic: ClassVar[str] = "prices"
@@ -66,6 +76,14 @@ class Load(ABC):
         self._time_is_up = False
         self._end: asyncio.Future[None] | None = None
         self._error: Exception | None = None
+
+    @classmethod
+    @asynccontextmanager
+    async def running(cls, name: str, server: str, place: Place) -> AsyncIterator[Self]:
+        """Run the site called ``name`` on the server called ``server``, with no clients yet."""
+        async with place.serving(server, name, cls.environment) as address:
+            with closing(cls(address if cls.sign_in else replace(address, cookie=""), SITES[name])) as load:
+                yield load
 
     async def connect(self, count: int) -> None:
         """Connect ``count`` clients, and subscribe them."""
@@ -111,11 +129,7 @@ class Load(ABC):
         return await connect(self._server, path, self._fail)
 
     async def _subscriber(self, topic: str) -> Connection:
-        if not self._site.subscribe:
-            return await self._connect(f"/ws/{topic}/")
-        connection = await self._connect("/ws/")
-        await ask(connection, subscribe(topic))
-        return connection
+        return await self._site.dialect.subscriber(self._connect, topic)
 
     def _topic(self, number: int) -> str:
         """Return what the client with this number subscribes to."""
@@ -167,20 +181,23 @@ class Fanout(Load):
     """Publish to subscribers of one topic; the next broadcast begins when the last has reached everybody."""
 
     unit, plural = "delivery", "deliveries"
-    sites: ClassVar[tuple[str, ...]] = ("realtime", "bare", "ws", "plain", "chanx", "unobserved", "traced")
-    connections_by_default = 2000
+    sites: ClassVar[tuple[str, ...]] = (
+        *("realtime", "bare", "ws", "plain", "chanx", "unobserved", "traced"),
+        *("socketio", "nchan", "nats"),
+    )
+    servers: ClassVar[tuple[str, ...]] = ("daphne", "uvicorn", "granian")
     expected = b'"publication"'
     at_once = 1
     """Broadcasts on their way at any time, each on a topic of its own."""
 
     async def _prepare(self) -> None:
-        publisher = await self._connect(PATH)
+        publisher = await self._site.dialect.publisher(self._connect)
         members: dict[str, list[Connection]] = {}
         for number, connection in enumerate(self.connections):
             members.setdefault(self._topic(number), []).append(connection)
         self._idle: deque[Room] = deque()
         for topic, connections in members.items():
-            room = Room(len(connections), partial(publisher.write, client_frame(topic.encode())))
+            room = Room(len(connections), partial(publisher.write, self._site.dialect.publish(topic)))
             self._idle.append(room)
             for connection in connections:
                 connection.on_frame = partial(self._delivered, room)
@@ -201,6 +218,8 @@ class Fanout(Load):
 
     def _delivered(self, room: Room, frame: bytes) -> None:
         if len(frame) != self._size:
+            if frame == self._site.dialect.noise:
+                return
             self._check(frame)
         room.missing -= 1
         if room.missing:
@@ -219,6 +238,8 @@ class Rooms(Fanout):
     """Publish on many topics that have ten subscribers each, some of them at once."""
 
     sites = ("realtime", "bare", "ws", "plain", "chanx")
+    servers = ("uvicorn",)
+    sizes = (1000,)
     at_once = 20
     each: ClassVar[int] = 10
     first: ClassVar[int] = 1000
@@ -237,8 +258,8 @@ class Heartbeats(Load):
 
     unit, plural = "beat", "beats"
     sites = ("realtime", "plain")
+    servers = ("uvicorn",)
     environment = {"REALTIME_HEARTBEAT_INTERVAL": str(BEAT_INTERVAL)}
-    connections_by_default = 2000
     topic = "heartbeat"
     expected = b'"heartbeat"'
 
@@ -252,7 +273,7 @@ class Heartbeats(Load):
 
     def _begin(self) -> None:
         self._missing = self._subscribers
-        if not self._site.subscribe:
+        if not self._site.own:
             self._beat()
 
     def _beat(self) -> None:
@@ -270,7 +291,7 @@ class Heartbeats(Load):
             self._finish()
             return
         self._missing = self._subscribers
-        if not self._site.subscribe:
+        if not self._site.own:
             self._timer = asyncio.get_running_loop().call_at(self._next, self._beat)
 
     def _stop(self) -> None:
@@ -286,7 +307,8 @@ class Echo(Load):
 
     unit, plural = "echo", "echoes"
     sites = ("realtime", "bare", "ws", "plain", "chanx", "unobserved", "traced")
-    connections_by_default = 50
+    servers = ("daphne", "uvicorn", "granian")
+    sizes = (50,)
     expected = b"Hello"
 
     async def _prepare(self) -> None:
@@ -324,13 +346,13 @@ class Connect(Load):
 
     unit, plural = "connect", "connects"
     sites = ("realtime", "bare", "ws", "plain", "chanx", "unregistered")
-    connections_by_default = 600
-    seconds_by_default = 4.0
+    sizes = (600,)
+    rounds = 2
     settle = SETTLE
     topic = "heartbeat"
 
     async def _prepare(self) -> None:
-        if self._site.subscribe:
+        if self._site.own:
             await ask(self.connections[0], subscribe(Load.topic))  # for it one has to be signed in
 
     def _begin(self) -> None:
@@ -355,12 +377,13 @@ class Idle(Load):
 
     unit, plural = "connection", "connections"
     sites = ("realtime", "bare", "ws", "plain", "chanx", "anonymous")
-    connections_by_default = 2000
+    seconds = 1.0
+    rounds = 1
     topic = "news"
 
     async def connect(self, count: int) -> None:
         visitors = await asyncio.gather(*(self._subscriber(self.topic) for _ in range(FIRST_CONNECTS)))
-        if self._site.subscribe and self._site.sign_in:
+        if self._site.own and self._site.sign_in:
             await ask(visitors[0], subscribe(Load.topic))  # for it one has to be signed in
         await asyncio.gather(*(visitor.leave() for visitor in visitors))
         await asyncio.sleep(SETTLE)
@@ -379,13 +402,3 @@ class Idle(Load):
 
     def _begin(self) -> None:
         """Do nothing."""
-
-
-SCENARIOS: dict[str, type[Load]] = {
-    "fanout": Fanout,
-    "rooms": Rooms,
-    "heartbeats": Heartbeats,
-    "echo": Echo,
-    "connect": Connect,
-    "idle": Idle,
-}

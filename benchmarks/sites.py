@@ -2,13 +2,17 @@
 
 import os
 import shutil
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-from .processes import ROOT, Server, serving, serving_by
+from .brokers import NCHAN_MODULE
+from .dialects import Dialect, Nats, Nchan, Requests, SocketIO
+from .processes import HOST, ROOT, Server, serving, serving_by
 
 ECHO = b'{"type":"echo_request","reqId":"1","echo":"Hello"}'
 NODE_MODULES = os.environ.get("BENCHMARK_NODE_MODULES", "")
@@ -21,57 +25,82 @@ def chanx_absent() -> str | None:
     return f"{' and '.join(absent)} cannot be imported; pip install 'chanx[channels]' to measure it" if absent else None
 
 
-def ws_absent() -> str | None:
-    """Return what Node's ws lacks, or None."""
+def npm_absent(package: str) -> str | None:
+    """Return what is lacking for a package of npm, or None."""
     if shutil.which("node") is None:
         return "there is no node"
-    if not (Path(NODE_MODULES) / "ws").is_dir():
-        return "BENCHMARK_NODE_MODULES names no directory that has ws; npm install ws, and set it to node_modules"
+    if not (Path(NODE_MODULES) / package).is_dir():
+        install = f"npm install {package}, and set it to node_modules"
+        return f"BENCHMARK_NODE_MODULES names no directory that has {package}; {install}"
     return None
+
+
+def nchan_absent() -> str | None:
+    """Return what Nchan lacks, or None."""
+    if shutil.which("nginx") is None:
+        return "there is no nginx"
+    return None if NCHAN_MODULE.exists() else f"there is no {NCHAN_MODULE}; apt-get install libnginx-mod-nchan"
+
+
+def nats_absent() -> str | None:
+    """Return what NATS lacks, or None."""
+    return None if shutil.which("nats-server") else "there is no nats-server"
 
 
 class Site(NamedTuple):
     """
     Say what a server process is started with, and how the site is spoken to.
 
-    With ``subscribe`` clients send a subscribe request; else the topic is in the path that they connect to. With
-    ``sign_in`` they present the session's cookie. ``absent`` returns why the site cannot be measured here, or None. A
-    site with a ``command`` is a server by itself, to which the port is given.
+    ``dialect`` is how its clients subscribe. With ``sign_in`` they present the session's cookie. ``absent`` returns why
+    the site cannot be measured here, or None. A site with a ``command`` is a server by itself, to which the port and a
+    directory are given.
     """
 
     application: str
     environment: dict[str, str]
-    subscribe: bool = True
+    dialect: Dialect = Dialect()
     sign_in: bool = True
     echo: bytes = ECHO
     absent: Callable[[], str | None] = lambda: None
     command: tuple[str, ...] = ()
 
+    @property
+    def own(self) -> bool:
+        """Whether it is realtime."""
+        return self.application == REALTIME
+
 
 REALTIME = "benchmarks.realtime_site:application"
 UNSAMPLED = {"BENCHMARK_TELEMETRY": "unsampled"}
 SITES = {
-    "realtime": Site(REALTIME, UNSAMPLED),
-    "unobserved": Site(REALTIME, {}),
-    "traced": Site(REALTIME, {"BENCHMARK_TELEMETRY": "traced"}),
-    "unregistered": Site(REALTIME, {**UNSAMPLED, "REALTIME_CONNECTION_REGISTRY": "0"}),
-    "anonymous": Site(REALTIME, UNSAMPLED, sign_in=False),
-    "plain": Site("benchmarks.plain_site:application", {}, subscribe=False),
+    "realtime": Site(REALTIME, UNSAMPLED, Requests()),
+    "unobserved": Site(REALTIME, {}, Requests()),
+    "traced": Site(REALTIME, {"BENCHMARK_TELEMETRY": "traced"}, Requests()),
+    "unregistered": Site(REALTIME, {**UNSAMPLED, "REALTIME_CONNECTION_REGISTRY": "0"}, Requests()),
+    "anonymous": Site(REALTIME, UNSAMPLED, Requests(), sign_in=False),
+    "plain": Site("benchmarks.plain_site:application", {}),
     "chanx": Site(
         "benchmarks.chanx_site:application",
         {"CHANX_USE_DJANGO": "1"},
-        subscribe=False,
         echo=b'{"action":"echo","payload":{"reqId":"1","echo":"Hello"}}',
         absent=chanx_absent,
     ),
-    "bare": Site("benchmarks.bare_site:application", {}, subscribe=False),
+    "bare": Site("benchmarks.bare_site:application", {}),
     "ws": Site(
         "",
         {"NODE_PATH": NODE_MODULES},
-        subscribe=False,
-        absent=ws_absent,
+        absent=partial(npm_absent, "ws"),
         command=("node", str(ROOT / "benchmarks" / "ws_site.js")),
     ),
+    "socketio": Site(
+        "",
+        {"NODE_PATH": NODE_MODULES},
+        SocketIO(),
+        absent=partial(npm_absent, "socket.io"),
+        command=("node", str(ROOT / "benchmarks" / "socketio_site.js")),
+    ),
+    "nchan": Site("", {}, Nchan(), absent=nchan_absent, command=(sys.executable, "-m", "benchmarks.brokers", "nchan")),
+    "nats": Site("", {}, Nats(), absent=nats_absent, command=(sys.executable, "-m", "benchmarks.brokers", "nats")),
 }
 
 
@@ -82,12 +111,17 @@ def missing(name: str) -> str | None:
 
 
 class Place(NamedTuple):
-    """Hold what all processes of a run are given; ``redis`` is None where the channel layer is in memory."""
+    """Hold what all processes of a run are given; ``redis`` is None where none is needed."""
 
     environment: dict[str, str]
     directory: Path
     cookie: str
     redis: Server | None = None
+
+    def on_redis(self) -> "Place":
+        """Return the same, where the channel layer is on Redis."""
+        assert self.redis is not None
+        return self._replace(environment={**self.environment, "REDIS_URL": f"redis://{HOST}:{self.redis.port}"})
 
     def serving(
         self, server: str, name: str = "realtime", environment: Mapping[str, str] | None = None
@@ -97,5 +131,5 @@ class Place(NamedTuple):
         environment = {**self.environment, **site.environment, **(environment or {})}
         cookie = self.cookie if site.sign_in else ""
         if site.command:
-            return serving_by(site.command, [], environment, self.directory, cookie)
+            return serving_by(site.command, [str(self.directory)], environment, self.directory, cookie)
         return serving(server, site.application, environment, self.directory, cookie)

@@ -3,20 +3,28 @@
 from collections.abc import Iterator
 from typing import Any
 
-from .options import PAIRED
 from .scale import table
+from .suite import SCENARIOS
 
 HEADINGS = ("scenario", "server", "connections", "figure", "realtime", "peer", "", "realtime / peer")
 ROW = "{:<11}{:<9}{:>12}  {:<22}{:>12}   {:<14}{:>12}{:>17}"
 
+LABELS = {
+    ("topics", "subscribe_cpu_us"): "server µs/subscribe",
+    ("workers", "redis_cpu_us"): "redis µs/broadcast",
+}
+"""What figures are called that are for something else than what the scenario counts."""
+
 
 def label(scenario: str, figure: str) -> str:
     """Return what a figure of a scenario is called, with its unit."""
-    kind = PAIRED[scenario]
+    kind = SCENARIOS[scenario]
     if figure == "per_second":
         return f"{kind.plural}/s"
     if figure == "connection_kib":
         return "KiB/connection"
+    if (scenario, figure) in LABELS:
+        return LABELS[scenario, figure]
     name, _, unit = figure.replace("_cpu_us", "_us").rpartition("_")
     return f"{name} {unit}" if unit == "ms" else f"{name} µs/{kind.unit}"
 

@@ -10,19 +10,22 @@ from xml.etree import ElementTree
 
 import pytest
 
+from benchmarks.options import arguments
+from benchmarks.processes import COMMANDS, server_missing
 from benchmarks.report import BEGIN, END, PAGE, write
 from benchmarks.samples import Sample
 from benchmarks.sites import SITES, missing
+from benchmarks.steps import steps
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMAND = [sys.executable, "-m", "benchmarks"]
+MODULE = [sys.executable, "-m", "benchmarks"]
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="the CPU time of another process is read as Linux has it")
 
 
 def results_of(options: str, file: Path) -> list[dict[str, Any]]:
     """Run the benchmarks, and return what they write to ``file``."""
-    command = [*COMMAND, *options.split(), "--json", str(file)]
+    command = [*MODULE, *options.split(), "--json", str(file)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         try:
             _, errors = process.communicate(timeout=180)
@@ -47,15 +50,17 @@ LATENCIES = ("p50_ms", "p99_ms")
 
 @linux
 def test_every_scenario_yields_positive_figures(tmp_path: Path) -> None:
-    peers = "--peer bare --peer plain --peer anonymous"
+    peers = "--peer plain --peer unregistered --peer anonymous"
     results = results_of(f"all --server uvicorn --connections 60 --seconds 0.2 {peers}", tmp_path / "figures.json")
     assert {result["scenario"]: [*result["ratios"]] for result in results} == {
-        "fanout": ["bare", "plain"],
-        "rooms": ["bare", "plain"],
+        "fanout": ["plain"],
+        "rooms": ["plain"],
         "heartbeats": ["plain"],
-        "echo": ["bare", "plain"],
-        "connect": ["bare", "plain"],
-        "idle": ["bare", "plain", "anonymous"],
+        "echo": ["plain"],
+        "connect": ["plain", "unregistered"],
+        "idle": ["plain", "anonymous"],
+        "publish": ["plain"],
+        "workers": ["plain"],
     }
     for result in results:
         match result["scenario"]:
@@ -63,24 +68,66 @@ def test_every_scenario_yields_positive_figures(tmp_path: Path) -> None:
                 assert_compared(result, "connection_kib")
             case "heartbeats" | "connect":
                 assert_compared(result, *COSTS)
+            case "publish":
+                assert_compared(result, "per_second", "publisher_cpu_us", "redis_cpu_us")
+            case "workers":
+                assert_compared(result, *COSTS, "redis_cpu_us", *LATENCIES)
             case _:
                 assert_compared(result, *COSTS, *LATENCIES)
 
 
 @linux
-def test_peer_limits_what_is_measured(tmp_path: Path) -> None:
-    options = "all --server uvicorn --connections 5 --seconds 0.1 --peer unobserved --peer unregistered"
-    [fanout, echo, connect] = results_of(options, tmp_path / "figures.json")
-    assert (fanout["scenario"], [*fanout["figures"]]) == ("fanout", ["realtime", "unobserved"])
-    assert (echo["scenario"], [*echo["figures"]]) == ("echo", ["realtime", "unobserved"])
-    assert (connect["scenario"], [*connect["figures"]]) == ("connect", ["realtime", "unregistered"])
+@pytest.mark.parametrize(("scenario", "more"), [("flat", ()), ("topics", ("subscribe_cpu_us",))])
+def test_what_realtime_costs_alone_is_measured(scenario: str, more: tuple[str, ...], tmp_path: Path) -> None:
+    [result] = results_of(f"{scenario} --connections 20 --seconds 0.2", tmp_path / "figures.json")
+    assert (result["server"], result["connections"], result["layer"]) == ("uvicorn", 20, "memory")
+    assert_compared(result, *COSTS, *more, *LATENCIES)
 
 
 @linux
-def test_realtime_is_measured_alone_where_no_peer_is_chosen(tmp_path: Path) -> None:
-    [result] = results_of("echo --server uvicorn --connections 5 --seconds 0.1 --peer none", tmp_path / "figures.json")
-    assert [*result["figures"]] == ["realtime"]
-    assert result["ratios"] == {}
+def test_result_says_what_measures_it_anew(tmp_path: Path) -> None:
+    options = "--server daphne --layer memory --connections 5 --seconds 0.1 --rounds 2 --peer bare --peer traced"
+    [result] = results_of(f"echo {options}", tmp_path / "figures.json")
+    assert result["command"] == f"python -m benchmarks echo {options}"
+    assert_compared(result, *COSTS, *LATENCIES)
+
+
+@linux
+def test_peers_and_servers_that_are_absent_are_left_out_with_a_reason(tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    options = "--server granian --server uvicorn --connections 5 --seconds 0.2"
+    peers = ("ws", "socketio", "nchan", "nats")
+    results = results_of(f"fanout {options} {' '.join(f'--peer {peer}' for peer in peers)}", file)
+    reasons = json.loads(file.read_text())["left_out"]
+    absent = {name for name in ("granian", *peers) if any(f"{name} is left out: " in reason for reason in reasons)}
+    assert [result["server"] for result in results] == [name for name in ("granian", "uvicorn") if name not in absent]
+    for result in results:
+        assert [*result["ratios"]] == [peer for peer in peers if peer not in absent]
+        assert_compared(result, *COSTS, *LATENCIES)
+
+
+def measured(monkeypatch: pytest.MonkeyPatch, options: str) -> list[tuple[str, str, int, str]]:
+    """Return what these options lead to: scenario, server, connections, and the sites in one string."""
+    monkeypatch.setattr(sys, "argv", ["benchmarks", *options.split()])
+    return [(step.scenario, step.server, step.connections, " ".join(step.sites)) for step in steps(arguments())]
+
+
+def test_peer_limits_what_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert measured(monkeypatch, "all --server uvicorn --peer unobserved --peer unregistered") == [
+        ("fanout", "uvicorn", 2000, "realtime unobserved"),
+        ("echo", "uvicorn", 50, "realtime unobserved"),
+        ("connect", "uvicorn", 600, "realtime unregistered"),
+    ]
+
+
+def test_realtime_is_measured_alone_where_no_peer_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert measured(monkeypatch, "echo --server uvicorn --peer none") == [("echo", "uvicorn", 50, "realtime")]
+
+
+def test_growth_is_measured_at_several_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("resource.getrlimit", lambda kind: (20_000, 20_000))
+    sizes = [(server, connections) for _, server, connections, _ in measured(monkeypatch, "flat")]
+    assert sizes == [("uvicorn", 100), ("uvicorn", 1000), ("uvicorn", 5000), ("uvicorn", 19_700)]
 
 
 def test_site_that_cannot_be_measured_here_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,17 +136,16 @@ def test_site_that_cannot_be_measured_here_is_left_out(monkeypatch: pytest.Monke
     assert missing("chanx") == "chanx is left out: chanx cannot be imported"
 
 
+def test_server_that_is_not_installed_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(COMMANDS, "granian", ["no_such_package"])
+    assert server_missing("uvicorn") is None
+    assert server_missing("granian") == "granian is left out: it cannot be imported; pip install no_such_package"
+
+
 def test_percentiles_are_of_the_times_of_all_rounds() -> None:
     rounds = Sample(50, 1.0, {}, [0.001] * 50), Sample(50, 1.0, {}, [0.002] * 48 + [0.5, 0.9])
     figures = rounds[0].plus(rounds[1]).figures()
     assert figures == {"per_second": 50, "p50_ms": 2, "p99_ms": 900}
-
-
-@linux
-def test_publish_compares_synchronous_publishers_on_redis(tmp_path: Path) -> None:
-    [result] = results_of("publish --seconds 0.5 --rounds 2", tmp_path / "figures.json")
-    assert [*result["ratios"]] == ["plain"]
-    assert_compared(result, "per_second", "publisher_cpu_us", "redis_cpu_us")
 
 
 @linux
@@ -117,9 +163,9 @@ def test_scale_yields_the_figures_of_servers_and_redis(tmp_path: Path) -> None:
 
 
 @linux
-def test_topics_yields_what_a_topic_costs(tmp_path: Path) -> None:
-    [result] = results_of("topics --processes 2 --topics 150", tmp_path / "figures.json")
-    assert (result["server"], result["processes"], result["topics"]) == ("uvicorn", 2, 150)
+def test_subscriptions_yields_what_a_topic_takes(tmp_path: Path) -> None:
+    [result] = results_of("subscriptions --processes 1 --topics 150", tmp_path / "figures.json")
+    assert (result["server"], result["processes"], result["topics"]) == ("uvicorn", 1, 150)
     assert result["figures"].keys() == {"topic_kib", "redis_bytes", "seconds"}
 
 
@@ -128,22 +174,32 @@ def test_topics_yields_what_a_topic_costs(tmp_path: Path) -> None:
     [
         ("publish --layer memory", "publish measures what Redis is asked to do: leave out --layer memory"),
         ("publish --connections 5", "publish takes no --connections, but --peer, --rounds, --seconds"),
-        ("topics --seconds 1", "topics takes no --seconds, but --processes, --server, --topics"),
+        ("workers --layer memory", "workers measures what Redis is asked to do: leave out --layer memory"),
+        ("subscriptions --seconds 1", "subscriptions takes no --seconds, but --processes, --server, --topics"),
+        ("flat --peer plain", "flat has no peers"),
         ("fanout --processes 2", "fanout takes no --processes, but --connections, --peer, --rounds, --seconds"),
-        ("fanout --peer anonymous", "the peers of fanout are bare, ws, plain, chanx, unobserved, traced"),
+        ("fanout --peer anonymous", "the peers of fanout are bare, ws, plain, chanx, unobserved, traced, socketio"),
         ("scale --peer plain", "scale takes no --peer"),
         ("scale --processes 17", "argument --processes: invalid choice: 17"),
         ("scale --connections 0", "0 is not a number above 0"),
     ],
 )
 def test_an_option_that_does_not_fit_is_refused(options: str, error: str) -> None:
-    process = subprocess.run([*COMMAND, *options.split()], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    process = subprocess.run([*MODULE, *options.split()], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert process.returncode == 2
     assert error in process.stderr
 
 
+def compared(scenario: str, server: str, connections: int, figures: Any, **ratios: dict[str, float]) -> dict[str, Any]:
+    """Return a result as a run writes it."""
+    return {
+        **{"scenario": scenario, "server": server, "layer": "memory", "connections": connections},
+        **{"figures": figures, "ratios": ratios},
+        "command": f"python -m benchmarks {scenario} --server {server} --connections {connections}",
+    }
+
+
 RUN = {
-    "layer": "memory",
     "machine": {
         "processor": "Abacus <II>",
         "cores": 2,
@@ -151,29 +207,27 @@ RUN = {
         "date": "2026-01-02",
         "versions": {"realtime": "0.1.0", "Python": "3.11.7"},
     },
+    "left_out": ["chanx is left out: it is not there"],
     "results": [
-        {
-            "scenario": "fanout",
-            "server": server,
-            "connections": 2000,
-            "figures": {
-                "realtime": {"per_second": 200_000.0, "server_cpu_us": 4.25, "p50_ms": 9.5},
-                "plain": {"per_second": 5000.4, "server_cpu_us": 200.0, "p50_ms": 412.0},
-                "traced": {"per_second": 180_000.0, "server_cpu_us": 5.0, "p50_ms": 10.0},
-            },
-            "ratios": {"plain": {"per_second": 40.04, "server_cpu_us": 0.0213}, "traced": {"per_second": 1.11}},
-        }
-        for server in ("daphne", "uvicorn")
-    ]
-    + [
-        {
-            "scenario": "idle",
-            "server": "uvicorn",
-            "connections": 1000,
-            "figures": {"realtime": {"connection_kib": 25.0}},
-            "ratios": {},
-        },
-        {"scenario": "topics", "server": "uvicorn", "topics": 5, "figures": {"topic_kib": 1.0}},
+        *(
+            compared(
+                "fanout",
+                server,
+                2000,
+                {
+                    "realtime": {"per_second": 100_000.0, "server_cpu_us": 4.25, "p50_ms": 9.5},
+                    "plain": {"per_second": 5000.4, "server_cpu_us": 200.0, "p50_ms": 412.0},
+                    "traced": {"per_second": 90_000.0, "server_cpu_us": 5.0, "p50_ms": 10.0},
+                },
+                plain={"per_second": 20.04, "server_cpu_us": 0.0213},
+                traced={"per_second": 1.11},
+            )
+            for server in ("daphne", "uvicorn")
+        ),
+        compared("idle", "uvicorn", 1000, {"realtime": {"connection_kib": 25.0}}),
+        compared("flat", "uvicorn", 100, {"realtime": {"server_cpu_us": 6.0}}),
+        compared("flat", "uvicorn", 5000, {"realtime": {"server_cpu_us": 4.0}}),
+        {"scenario": "subscriptions", "server": "uvicorn", "topics": 5, "figures": {"topic_kib": 1.0}},
     ],
 }
 
@@ -188,27 +242,48 @@ def page(tmp_path: Path) -> Path:
     return page
 
 
-def test_report_has_a_row_for_each_server_and_site(page: Path) -> None:
+def test_report_has_the_sites_side_by_side_and_the_goals_beside_them(page: Path) -> None:
     rows = [line for line in page.read_text().splitlines() if line.startswith("|")]
+    cost = "server µs/delivery"
+    daphne, uvicorn = (
+        [
+            f"| {server} | deliveries/s | 100,000 | 5,000 (20) | 90,000 (1.11) | {goals[0]} |",
+            f"| {server} | server µs/delivery | 4.25 | 200.0 (0.0213) | 5.00 | {goals[1]} |",
+            f"| {server} | p50 ms | 9.50 | 412.0 | 10.0 |  |",
+        ]
+        for server, goals in [
+            ("Daphne", ["deliveries/s, times plain's ≥ 8: 20, **met**", ""]),
+            (
+                "uvicorn",
+                ["deliveries/s, times plain's ≥ 30: 20, **not met**", f"{cost} ≤ 4.5: 4.25, **met**"],
+            ),
+        ]
+    )
     assert rows == [
-        "| server | site | deliveries/s | server µs/delivery | p50 ms | realtime / peer, deliveries/s "
-        "| realtime / peer, server µs/delivery |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
-        "| Daphne | realtime | 200,000 | 4.25 | 9.50 |  |  |",
-        "| Daphne | plain | 5,000 | 200.0 | 412.0 | 40 | 0.0213 |",
-        "| Daphne | traced | 180,000 | 5.00 | 10.0 | 1.11 |  |",
-        "| uvicorn | realtime | 200,000 | 4.25 | 9.50 |  |  |",
-        "| uvicorn | plain | 5,000 | 200.0 | 412.0 | 40 | 0.0213 |",
-        "| uvicorn | traced | 180,000 | 5.00 | 10.0 | 1.11 |  |",
-        "| server | site | KiB/connection | realtime / peer, KiB/connection |",
-        "| --- | --- | ---: | ---: |",
-        "| uvicorn | realtime | 25.0 |  |",
+        "| server | figure | realtime | plain | traced | goal |",
+        "| --- | --- | ---: | ---: | ---: | --- |",
+        *daphne,
+        *uvicorn,
+        "| server | figure | realtime | goal |",
+        "| --- | --- | ---: | --- |",
+        "| uvicorn | KiB/connection | 25.0 |  |",
+        "| server | figure | realtime | goal |",
+        "| --- | --- | ---: | --- |",
+        "| uvicorn, 100 connections | server µs/delivery | 6.00 |  |",
+        "| uvicorn, 5,000 connections | server µs/delivery | 4.00 "
+        "| server µs/delivery, the dearest through the cheapest ≤ 1.5: 1.5, **met** |",
     ]
+
+
+def test_report_says_what_measures_each_row_anew(page: Path) -> None:
+    commands = [line.strip() for line in page.read_text().splitlines() if line.startswith("    python -m benchmarks")]
+    assert commands == [result["command"] for result in RUN["results"] if "command" in result]
 
 
 def test_report_says_what_was_measured_on_and_keeps_the_rest_of_the_page(page: Path) -> None:
     text = page.read_text()
-    assert "2026-01-02: Abacus <II>, 2 cores, 1.5 GiB of memory; channel layer: memory.\n" in text
+    assert "2026-01-02: Abacus <II>, 2 cores, 1.5 GiB of memory.\n" in text
+    assert "chanx is left out: it is not there.\n" in text
     assert "realtime 0.1.0, Python 3.11.7." in text
     assert text.startswith("Before\n")
     assert text.endswith("\nAfter\n")
@@ -217,9 +292,9 @@ def test_report_says_what_was_measured_on_and_keeps_the_rest_of_the_page(page: P
 
 def test_report_draws_a_chart_of_each_scenario(page: Path) -> None:
     charts = {file.stem: ElementTree.parse(file).getroot() for file in (page.parent / "page").glob("*.svg")}
-    assert charts.keys() == {"fanout", "idle"}
+    assert charts.keys() == {"fanout", "idle", "flat"}
     texts = [element.text for element in charts["fanout"].iter("{http://www.w3.org/2000/svg}text")]
-    assert texts[:6] == ["fanout, 2,000 connections", "deliveries/s", "more is better", "Daphne", "realtime", "200,000"]
+    assert texts[:6] == ["fanout, 2,000 connections", "deliveries/s", "more is better", "Daphne", "realtime", "100,000"]
     assert {"uvicorn", "plain", "traced", "server µs/delivery", "less is better", "4.25"}.issubset(texts)
     assert all(f"![{chart.get('aria-label')}](page/{name}.svg)" in page.read_text() for name, chart in charts.items())
 
