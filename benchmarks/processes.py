@@ -52,8 +52,8 @@ class Server:
 
     def cpu_seconds(self) -> float:
         """Return the CPU time that all threads have taken, in user and in kernel mode."""
-        # clock_getcpuclockid(3); /proc knows it to 10 ms only
-        return sum(time.clock_gettime(~pid << 3 | 2) for pid in family(self.pid))
+        own, *children = family(self.pid)
+        return cpu_seconds(own) + sum(map(cpu_seconds_if_alive, children))
 
     def memory(self) -> int:
         """Return the resident memory, in bytes."""
@@ -61,11 +61,26 @@ class Server:
         return sum(pages) * resource.getpagesize()
 
 
+def cpu_seconds(pid: int) -> float:
+    return time.clock_gettime(~pid << 3 | 2)  # clock_getcpuclockid(3); /proc knows it to 10 ms only
+
+
+def cpu_seconds_if_alive(pid: int) -> float:
+    try:
+        return cpu_seconds(pid)
+    except OSError:  # a helper that has ended in the meantime
+        return 0.0
+
+
 def family(pid: int) -> Iterator[int]:
     """Yield the process, and all that come from it: Granian and nginx serve in a child."""
     yield pid
     for children in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in children.read_text().split():
+        try:
+            found = children.read_text().split()
+        except OSError:  # the thread has ended
+            continue
+        for child in found:
             yield from family(int(child))
 
 
@@ -116,13 +131,18 @@ async def running(command: list[str], port: int, environment: dict[str, str], lo
     """
     Run ``command``, which comes to listen on ``port``, and give its process id.
 
-    Raises ``RuntimeError``, with its log, when it does not listen.
+    Raises ``RuntimeError``, with its log, when it does not listen, or ends before it is told to.
     """
     process = await start(command, environment, log)
     try:
         if not await listens(process, port):
             raise failure("does not listen", command, log)
-        yield process.pid
+        try:
+            yield process.pid
+        except Exception as error:
+            if process.returncode is not None:
+                raise failure(f"has ended with {process.returncode}", command, log) from error
+            raise
     finally:
         await stop(process)
 

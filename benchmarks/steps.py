@@ -31,9 +31,14 @@ class Step(NamedTuple):
 
     @property
     def sites(self) -> list[str]:
-        """Return what is measured. Servers by themselves are, by default, beside uvicorn alone: they stay the same."""
-        names = [name for name in chosen(self.kind.sites, self.options) if missing(name) is None]
-        return [name for name in names if self.options.server or self.server == "uvicorn" or not SITES[name].command]
+        """
+        Return what is measured, of what can be.
+
+        Where no server is chosen, variants of realtime, and servers by themselves, are beside uvicorn alone.
+        """
+        everybody = self.options.server or self.server in ("uvicorn", "none")
+        sites = [name for name in self.kind.sites if everybody or runs_on_each_server(name)]
+        return [name for name in chosen(sites, self.options) if missing(name) is None]
 
     @property
     def seconds(self) -> float:
@@ -71,6 +76,11 @@ def servers_of(by_default: Iterable[str], options: argparse.Namespace) -> list[s
     """Return the servers that the options choose; where there is none to choose, that is none."""
     by_default = [*by_default]
     return options.server if options.server and by_default != ["none"] else by_default
+
+
+def runs_on_each_server(name: str) -> bool:
+    """Return whether a site is realtime itself, or a peer that runs on the same server."""
+    return name == "realtime" or not (SITES[name].own or SITES[name].command)
 
 
 def chosen(sites: Iterable[str], options: argparse.Namespace) -> list[str]:
