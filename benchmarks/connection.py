@@ -76,7 +76,7 @@ class Connection(asyncio.Protocol):
         answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 
         def answered(frame: bytes) -> None:
-            if expected in frame:
+            if expected in frame and not answer.done():
                 self.on_frame = ignore
                 answer.set_result(frame)
 

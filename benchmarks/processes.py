@@ -21,6 +21,8 @@ HOST = "127.0.0.1"
 ROOT = Path(__file__).resolve().parent.parent
 START_TIMEOUT = 30.0
 STOP_TIMEOUT = 5.0
+END_TIMEOUT = 0.1
+"""Seconds in which it is known of a process that it has ended, after what it served has failed."""
 
 # What `manage.py serve` starts, and Granian, which takes no more clients than its --backpressure.
 COMMANDS = {
@@ -140,9 +142,11 @@ async def running(command: list[str], port: int, environment: dict[str, str], lo
         try:
             yield process.pid
         except Exception as error:
-            if process.returncode is not None:
-                raise failure(f"has ended with {process.returncode}", command, log) from error
-            raise
+            try:
+                await asyncio.wait_for(process.wait(), END_TIMEOUT)
+            except TimeoutError:
+                raise error from None
+            raise failure(f"has ended with {process.returncode}", command, log) from error
     finally:
         await stop(process)
 

@@ -1,6 +1,8 @@
 """The benchmarks run, yield figures, and write them into the docs. How fast anything is is not tested here."""
 
+import asyncio
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -11,7 +13,7 @@ from xml.etree import ElementTree
 import pytest
 
 from benchmarks.options import arguments
-from benchmarks.processes import COMMANDS, server_missing
+from benchmarks.processes import COMMANDS, free_port, running, server_missing
 from benchmarks.report import BEGIN, END, PAGE, write
 from benchmarks.samples import Sample
 from benchmarks.sites import SITES, missing
@@ -140,6 +142,28 @@ def test_server_that_is_not_installed_is_left_out(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(COMMANDS, "granian", ["no_such_package"])
     assert server_missing("uvicorn") is None
     assert server_missing("granian") == "granian is left out: it cannot be imported; pip install no_such_package"
+
+
+LISTENS_AND_ENDS = """
+import socket, sys
+listener = socket.create_server(("127.0.0.1", int(sys.argv[1])))
+listener.accept()
+sys.exit("out of order")
+"""
+
+
+async def test_server_that_ends_by_itself_is_reported_with_its_log(tmp_path: Path) -> None:
+    port = free_port()
+    command = [sys.executable, "-c", LISTENS_AND_ENDS, str(port)]
+
+    async def serve_until_the_end() -> None:
+        async with running(command, port, {}, tmp_path / "log") as pid:
+            while True:
+                os.kill(pid, 0)
+                await asyncio.sleep(0.01)
+
+    with pytest.raises(RuntimeError, match="has ended with 1:\nout of order"):
+        await serve_until_the_end()
 
 
 def test_percentiles_are_of_the_times_of_all_rounds() -> None:
