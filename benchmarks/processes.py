@@ -44,6 +44,9 @@ def server_missing(name: str) -> str | None:
     return None if find_spec(package) else f"{name} is left out: it cannot be imported; pip install {package}"
 
 
+given_ports: set[int] = set()
+
+
 @dataclass(frozen=True)
 class Server:
     """Be a running process that listens on ``port``, with its workers if it has any, and lets in who has ``cookie``."""
@@ -204,13 +207,20 @@ async def stop(process: Process) -> None:
 
 
 def free_port() -> int:
-    """Return a port that nothing listens on, of those that the kernel gives to no connection by itself."""
+    """
+    Return a port that nothing listens on, of those that the kernel gives to no connection by itself.
+
+    None is returned twice: servers that start at once listen on theirs later.
+    """
     while True:
         port = random.randrange(30_000, 32_768)
+        if port in given_ports:
+            continue
         with socket.socket() as listener:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 listener.bind((HOST, port))
             except OSError:
                 continue
+        given_ports.add(port)
         return port
