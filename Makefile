@@ -28,7 +28,7 @@ bench: .venv/installed
 	$(BIN)/python -m benchmarks $(ARGS)
 
 benchmarks-doc: .venv/installed
-	$(BIN)/python -m benchmarks --json docs/benchmarks/figures.json $(ARGS)
+	$(BIN)/python -m benchmarks --profile --json docs/benchmarks/figures.json $(ARGS)
 	$(BIN)/python -m benchmarks.report docs/benchmarks/figures.json
 
 soak: .venv/installed

@@ -26,6 +26,7 @@ from .goals import verdicts
 from .machine import about
 from .options import OWN_TABLES, arguments
 from .processes import HOST, redis, sign_in
+from .profile import profile
 from .progress import Steps
 from .publish import Publisher
 from .samples import Sample
@@ -36,6 +37,7 @@ from .steps import Step, left_out, steps
 from .tables import lines
 
 MAX_FILES = 65_536
+PROFILED_SECONDS = 3.0
 
 
 async def main(options: argparse.Namespace) -> None:
@@ -107,7 +109,10 @@ async def compare(step: Step, place: Place, progress: Steps) -> dict[str, Any]:
         async with asyncio.TaskGroup() as group:
             tasks = {name: group.create_task(connected(name)) for name in step.sites}
         sites = {name: task.result() for name, task in tasks.items()}
-        figures = await in_turn(sites, step, lambda text: progress.detail(f"{what}: {text}"))
+        figures: dict[str, Any] = await in_turn(sites, step, lambda text: progress.detail(f"{what}: {text}"))
+        if step.profiled:
+            progress.detail(f"{what}: profile of realtime")
+            figures["profile"] = await profiled(sites["realtime"], place.directory)
     return {
         **{"scenario": step.scenario, "server": step.server, "layer": step.layer, "connections": step.connections},
         **figures,
@@ -132,6 +137,15 @@ async def in_turn(
         "figures": {name: reduce(Sample.plus, taken).figures() for name, taken in samples.items()},
         "ratios": {peer: ratios_of(samples[own], samples[peer]) for peer in peers},
     }
+
+
+async def profiled(site: Load | Publisher, directory: Path) -> dict[str, float]:
+    """Drive a site once more, which counts for nothing, and return where its server's time goes."""
+    assert isinstance(site, Load)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(site.run(PROFILED_SECONDS + 1))
+        shares = group.create_task(profile(site.server.pid, PROFILED_SECONDS, directory))
+    return shares.result()
 
 
 def ratios_of(own: list[Sample], peers: list[Sample]) -> dict[str, float]:

@@ -15,6 +15,7 @@ class Growth(Fanout):
     sites = ("realtime",)
     servers = ("uvicorn",)
     sign_in = False
+    profiled = False
     topic = "news"
 
 
@@ -60,9 +61,9 @@ class Topics(Growth):
 
     async def _come_and_go(self, seconds: float) -> tuple[float, int]:
         """Return the server's CPU time, and how often the visitor subscribed and unsubscribed in it."""
-        count, cpu, end = 0, self._server.cpu_seconds(), time.perf_counter() + seconds
+        count, cpu, end = 0, self.server.cpu_seconds(), time.perf_counter() + seconds
         while time.perf_counter() < end:
             await ask(self._visitor, subscribe(self._last))
             await ask(self._visitor, unsubscribe(self._last))
             count += 1
-        return self._server.cpu_seconds() - cpu, count
+        return self.server.cpu_seconds() - cpu, count

@@ -91,6 +91,9 @@ def parser_of_options() -> argparse.ArgumentParser:
         metavar="N",
         help="topics that each process subscribes to (1,000 and 10,000 in turn)",
     )
+    parser.add_argument(
+        "--profile", action="store_true", help="see where the server's time goes, where py-spy is there"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE too")
     return parser
 

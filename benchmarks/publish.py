@@ -19,6 +19,7 @@ class Publisher:
     """Be a process that publishes when it is told to, one call after the other."""
 
     unit, plural = "publish", "publishes"
+    profiled = False
     sites: ClassVar[tuple[str, ...]] = ("realtime", "plain")
     servers: ClassVar[tuple[str, ...]] = ("none",)
     on_redis: ClassVar[bool] = True

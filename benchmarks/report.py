@@ -28,6 +28,8 @@ CHARTED = {
     "topics": ("server_cpu_us", "subscribe_cpu_us"),
 }
 """The figures in charts, where they are not these two."""
+SMALL = 0.01
+"""Shares of a profile below this are left out."""
 MOST = ("per_second", "server_cpu_us")
 SERVERS = {"daphne": "Daphne", "granian": "Granian", "none": "no server"}
 LEGEND = (
@@ -79,7 +81,18 @@ def section(name: str, parts: list[dict[str, Any]], directory: str) -> str:
     heading = title(name, parts)
     picture = f"![{heading}]({directory}/{name}.svg)"
     commands = [f"    {part['command']}" for part in parts]
-    return "\n".join([f"### {heading}", "", picture, "", *table(name, parts), "", *commands])
+    return "\n".join([f"### {heading}", "", picture, "", *table(name, parts), "", *commands, *profiles(parts)])
+
+
+def profiles(parts: list[dict[str, Any]]) -> Iterator[str]:
+    """Yield where realtime's servers spend their time, where that was looked at."""
+    for part in parts:
+        if "profile" in part:
+            shares = ", ".join(f"{name} {share:.0%}" for name, share in part["profile"].items() if share >= SMALL)
+            yield from (
+                "",
+                f"Where the time of {SERVERS.get(part['server'], part['server'])}'s main thread goes: {shares}.",
+            )
 
 
 def title(name: str, parts: list[dict[str, Any]]) -> str:

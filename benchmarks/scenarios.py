@@ -61,13 +61,15 @@ class Load(ABC):
     """For how long a site is measured by default, and in how many parts."""
     settle: ClassVar[float] = 0.0
     """Seconds after a run in which the CPU time still counts, for what the server has put off."""
+    profiled: ClassVar[bool] = False
+    """Whether it is of interest where the server's time goes."""
     topic: ClassVar[str] = "prices"
     expected: ClassVar[bytes] = b""
     """What each frame holds; anything else ends the benchmark, so that no refusal is counted."""
 
     def __init__(self, server: Server, site: Site) -> None:
         self.connections: list[Connection] = []
-        self._server = server
+        self.server = server
         self._site = site
         self._size = 0
         self._count = 0
@@ -126,7 +128,7 @@ class Load(ABC):
             connection.close()
 
     async def _connect(self, path: str) -> Connection:
-        return await connect(self._server, path, self._fail)
+        return await connect(self.server, path, self._fail)
 
     async def _subscriber(self, topic: str) -> Connection:
         return await self._site.dialect.subscriber(self._connect, topic)
@@ -150,7 +152,7 @@ class Load(ABC):
             self._fail(RuntimeError(f"expected a frame with {self.expected!r}, got {frame!r:.300}"))
 
     def _clocks(self) -> dict[str, float]:
-        return {"server": self._server.cpu_seconds(), "load": time.process_time()}
+        return {"server": self.server.cpu_seconds(), "load": time.process_time()}
 
     def _stop(self) -> None:
         self._time_is_up = True
@@ -186,6 +188,7 @@ class Fanout(Load):
         *("socketio", "nchan", "nats"),
     )
     servers: ClassVar[tuple[str, ...]] = ("daphne", "uvicorn", "granian")
+    profiled = True
     expected = b'"publication"'
     at_once = 1
     """Broadcasts on their way at any time, each on a topic of its own."""
@@ -309,6 +312,7 @@ class Echo(Load):
     sites = ("realtime", "bare", "ws", "plain", "chanx", "unobserved", "traced")
     servers = ("daphne", "uvicorn", "granian")
     sizes = (50,)
+    profiled = True
     expected = b"Hello"
 
     async def _prepare(self) -> None:
@@ -387,7 +391,7 @@ class Idle(Load):
             await ask(visitors[0], subscribe(Load.topic))  # for it one has to be signed in
         await asyncio.gather(*(visitor.leave() for visitor in visitors))
         await asyncio.sleep(SETTLE)
-        self._empty = self._server.memory()
+        self._empty = self.server.memory()
         await super().connect(count)
 
     async def run(self, seconds: float) -> Sample:
@@ -395,7 +399,7 @@ class Idle(Load):
         await asyncio.sleep(seconds)
         if self._error is not None:
             raise self._error
-        return Sample(len(self.connections), seconds, {}, memory=self._server.memory() - self._empty)
+        return Sample(len(self.connections), seconds, {}, memory=self.server.memory() - self._empty)
 
     async def _prepare(self) -> None:
         """Do nothing: what comes is ignored."""

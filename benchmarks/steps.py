@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from .options import NOBODY
 from .processes import COMMANDS, server_missing
+from .profile import missing as profile_missing
 from .publish import Publisher
 from .scenarios import Load, affordable
 from .sites import SITES, missing
@@ -49,6 +50,10 @@ class Step(NamedTuple):
         return self.options.rounds or self.kind.rounds
 
     @property
+    def profiled(self) -> bool:
+        return self.options.profile and self.kind.profiled and profile_missing() is None
+
+    @property
     def command(self) -> str:
         """Return what measures this step alone."""
         words = ["python -m benchmarks", self.scenario]
@@ -64,7 +69,8 @@ def left_out(options: argparse.Namespace) -> list[str]:
     kinds = [SCENARIOS[name] for name in scenarios(options)]
     servers = {name: None for kind in kinds for name in servers_of(kind.servers, options) if name in COMMANDS}
     names = {name: None for kind in kinds for name in chosen(kind.sites, options)}
-    return [reason for reason in (*map(server_missing, servers), *map(missing, names)) if reason]
+    profile = profile_missing() if options.profile else None
+    return [reason for reason in (*map(server_missing, servers), *map(missing, names), profile) if reason]
 
 
 def scenarios(options: argparse.Namespace) -> list[str]:

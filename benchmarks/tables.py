@@ -43,6 +43,10 @@ def lines(result: dict[str, Any], *, heading: bool) -> Iterator[str]:
         yield ROW.format(*HEADINGS)
     where = (result["scenario"], result["server"], result["connections"])
     own = result["figures"]["realtime"]
+    if "profile" in result:
+        yield f"time of {result['server']}: " + ", ".join(
+            f"{name} {share:.0%}" for name, share in result["profile"].items()
+        )
     if not result["ratios"]:
         for figure, value in own.items():
             yield ROW.format(*where, label(result["scenario"], figure), number(value), "", "", "").rstrip()

@@ -22,7 +22,7 @@ class Spread(Fanout):
         self._turns = cycle(servers)
 
     async def _connect(self, path: str) -> Connection:
-        return await connect(self._server if path == PATH else next(self._turns), path, self._fail)
+        return await connect(self.server if path == PATH else next(self._turns), path, self._fail)
 
     def _clocks(self) -> dict[str, float]:
         return {**super()._clocks(), "server": sum(server.cpu_seconds() for server in self._servers)}
@@ -34,6 +34,7 @@ class Workers(Spread):
     sites = ("realtime", "plain")
     servers = ("uvicorn",)
     on_redis = True
+    profiled = False
     sizes = (1000,)
     processes: ClassVar[int] = 2
 

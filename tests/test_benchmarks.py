@@ -14,6 +14,7 @@ import pytest
 
 from benchmarks.options import arguments
 from benchmarks.processes import COMMANDS, free_port, running, server_missing
+from benchmarks.profile import shares
 from benchmarks.report import BEGIN, END, PAGE, write
 from benchmarks.samples import Sample
 from benchmarks.sites import SITES, missing
@@ -347,3 +348,27 @@ def test_page_in_the_docs_is_what_the_report_makes_of_its_figures(tmp_path: Path
     assert {file.name: file.read_text() for file in directory.iterdir()} == {
         file.name: file.read_text() for file in PAGE.with_suffix("").iterdir()
     }
+
+
+STACKS = """\
+thread (1): MainThread;run (uvicorn/server.py:1);act (realtime/hub.py:1);write (loop.c:1);write (libc.so.6) 60
+thread (1): MainThread;run (uvicorn/server.py:1);receive (realtime/consumers.py:1);malloc (libc.so.6) 25
+thread (1): MainThread;run (uvicorn/server.py:1);uv__io_poll (linux.c:1) 10
+thread (1): MainThread;0x1 (?) 5
+thread (1): MainThread;run (uvicorn/server.py:1);uv__io_poll (linux.c:1);epoll_pwait (libc.so.6) 400
+thread (2): realtime-1;work (realtime/threads.py:1) 900
+"""
+
+
+def test_profile_says_what_the_main_thread_is_busy_with() -> None:
+    expected = {"kernel: writing": 0.6, "realtime": 0.25, "uvloop": 0.1, "other": 0.05}
+    assert shares(STACKS) == pytest.approx(expected)
+
+
+def test_report_says_where_the_time_goes(page: Path) -> None:
+    file = page.with_suffix("") / "figures.json"
+    run = json.loads(file.read_text())
+    run["results"][0]["profile"] = {"kernel: writing": 0.954, "realtime": 0.04, "other": 0.006}
+    file.write_text(json.dumps(run))
+    write(file, page)
+    assert "main thread goes: kernel: writing 95%, realtime 4%." in page.read_text()
