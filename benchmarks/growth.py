@@ -1,5 +1,6 @@
 """The scenarios ``flat`` and ``topics``: subscribers and topics become many, and realtime is alone."""
 
+import asyncio
 import time
 from typing import ClassVar
 
@@ -8,15 +9,33 @@ from .dialects import ask, subscribe, unsubscribe
 from .samples import Sample
 from .scenarios import Fanout
 
+CALM = 0.05
+"""The share of a core below which a server is done with those who have just come."""
+CALM_INTERVAL = 0.5
+CALM_TIMEOUT = 20.0
+
 
 class Growth(Fanout):
-    """Fan out to clients without a session, of whom twenty thousand are there soon."""
+    """
+    Fan out to clients without a session, of whom twenty thousand are there soon.
+
+    The first broadcast waits until the server is calm: thousands of rows are written to the registry.
+    """
 
     sites = ("realtime",)
     servers = ("uvicorn",)
     sign_in = False
     profiled = False
     topic = "news"
+
+    async def _prepare(self) -> None:
+        await super()._prepare()
+        patience = time.monotonic() + CALM_TIMEOUT
+        while time.monotonic() < patience:
+            cpu = self._server.cpu_seconds()
+            await asyncio.sleep(CALM_INTERVAL)
+            if self._server.cpu_seconds() - cpu < CALM * CALM_INTERVAL:
+                return
 
 
 class Flat(Growth):
