@@ -1,8 +1,8 @@
 """
 Write the figures of a run into the docs, as tables and charts: ``python -m benchmarks.report figures.json``.
 
-What stands between two markers on the page is replaced. The charts, and a copy of the figures, go into the directory
-that is called as the page is.
+What stands between two markers on the page is replaced, and so is a sentence in the README. The charts, and a copy of
+the figures, go into the directory that is called as the page is.
 """
 
 import argparse
@@ -21,6 +21,8 @@ from .tables import label, number
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
 BEGIN = "<!-- what follows is written by python -m benchmarks.report -->"
 END = "<!-- this is where it ends -->"
+README = PAGE.parent.parent / "README.md"
+README_BEGIN, README_END = "<!-- measured -->", "<!-- end of measured -->"
 CHARTED = {
     "heartbeats": ("server_cpu_us",),
     "idle": ("connection_kib",),
@@ -55,6 +57,32 @@ def write(figures: Path, page: Path) -> None:
         (directory / f"{name}.svg").write_text(chart(title(name, parts), panels(name, parts)))
     sections = [measured_on(run), LEGEND, *(section(name, parts, directory.name) for name, parts in results.items())]
     page.write_text("\n\n".join([before + BEGIN, *sections, END + after]))
+
+
+def summarise(figures: Path, readme: Path) -> None:
+    """Write into the README which server is how fast. Raises ``ValueError`` where a marker or a figure is missing."""
+    text = readme.read_text()
+    before, begin, rest = text.partition(README_BEGIN)
+    _, end, after = rest.partition(README_END)
+    if not begin or not end:
+        raise ValueError(f"{readme} has to hold {README_BEGIN} and {README_END}")
+    readme.write_text("\n".join([before + begin, *headline(json.loads(figures.read_text())["results"]), end + after]))
+
+
+def headline(results: list[dict[str, Any]]) -> Iterator[str]:
+    """Yield the lines of the README. Raises ``ValueError`` where a figure is missing."""
+    found = {(result["scenario"], result["server"]): result for result in results}
+    try:
+        for scenario, what in (("fanout", "deliveries"), ("echo", "echoes")):
+            daphne, uvicorn = found[scenario, "daphne"], found[scenario, "uvicorn"]
+            faster = uvicorn["figures"]["realtime"]["per_second"] / daphne["figures"]["realtime"]["per_second"]
+            plain = [f"{part['ratios']['plain']['per_second']:.2g}" for part in (uvicorn, daphne)]
+            yield (
+                f"- {what} a second, {uvicorn['connections']:,} connections, one process: uvicorn {faster:.2g} times "
+                f"Daphne; {plain[0]} and {plain[1]} times a\n  plain Channels consumer on the same server"
+            )
+    except KeyError as missing:
+        raise ValueError(f"the figures have no {missing}") from None
 
 
 def scenarios(results: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
@@ -179,5 +207,7 @@ if __name__ == "__main__":
     options = parser.parse_args()
     try:
         write(options.figures, options.page)
+        if options.page == PAGE:
+            summarise(options.figures, README)
     except (OSError, ValueError) as error:
         sys.exit(str(error))

@@ -15,7 +15,7 @@ import pytest
 from benchmarks.options import arguments
 from benchmarks.processes import COMMANDS, free_port, running, server_missing
 from benchmarks.profile import shares
-from benchmarks.report import BEGIN, END, PAGE, write
+from benchmarks.report import BEGIN, END, PAGE, README, README_BEGIN, README_END, summarise, write
 from benchmarks.samples import Sample
 from benchmarks.sites import SITES, missing
 from benchmarks.steps import steps
@@ -338,13 +338,36 @@ def test_report_refuses_a_page_without_markers(page: Path) -> None:
     assert f"page.md has to hold two lines that the tables go between: {BEGIN} and {END}" in process.stderr
 
 
+def test_readme_says_which_server_is_how_fast(tmp_path: Path) -> None:
+    readme, figures = tmp_path / "README.md", tmp_path / "figures.json"
+    speeds = {("fanout", "daphne"): 2e4, ("fanout", "uvicorn"): 1e5, ("echo", "daphne"): 5e3, ("echo", "uvicorn"): 2e4}
+    results = [
+        compared(scenario, server, 50, {"realtime": {"per_second": speed}}, plain={"per_second": speed / 4000})
+        for (scenario, server), speed in speeds.items()
+    ]
+    figures.write_text(json.dumps({"results": results}))
+    readme.write_text(f"Before\n{README_BEGIN}\nold\n{README_END}\nAfter\n")
+    summarise(figures, readme)
+    text = readme.read_text()
+    assert "uvicorn 5 times Daphne; 25 and 5 times" in text
+    assert "echoes a second, 50 connections, one process: uvicorn 4 times Daphne; 5 and 1.2 times" in text
+    assert text.startswith("Before\n")
+    assert text.endswith("\nAfter\n")
+    assert "old" not in text
+    figures.write_text(json.dumps({"results": results[:3]}))
+    with pytest.raises(ValueError, match="echo"):
+        summarise(figures, readme)
+
+
 def test_page_in_the_docs_is_what_the_report_makes_of_its_figures(tmp_path: Path) -> None:
-    if not (PAGE.with_suffix("") / "figures.json").exists():
-        pytest.skip("no figures were published since the report is made by a program: make benchmarks-doc")
-    page, directory = tmp_path / PAGE.name, tmp_path / PAGE.stem
+    page, directory, readme = tmp_path / PAGE.name, tmp_path / PAGE.stem, tmp_path / README.name
+    figures = PAGE.with_suffix("") / "figures.json"
     shutil.copy(PAGE, page)
-    write(PAGE.with_suffix("") / "figures.json", page)
+    shutil.copy(README, readme)
+    write(figures, page)
+    summarise(figures, readme)
     assert page.read_text() == PAGE.read_text()
+    assert readme.read_text() == README.read_text()
     assert {file.name: file.read_text() for file in directory.iterdir()} == {
         file.name: file.read_text() for file in PAGE.with_suffix("").iterdir()
     }
