@@ -37,7 +37,7 @@ from pydantic_core import from_json
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.asyncio.server import broadcast
 from websockets.datastructures import Headers
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.typing import Subprotocol
 from websockets.uri import parse_uri
 
@@ -67,6 +67,8 @@ BUSY_DELAY = 10.0
 """The least seconds that a client stays away when the server is full (1013)."""
 STABLE = 10.0
 """Seconds after which a connection is good: when it ends, the delays begin anew."""
+LONGEST_RETRY_AFTER = 3600.0
+"""The most seconds that a server is left alone because it asked for it in the refusal of a handshake."""
 CLOSE_TIMEOUT = 2.0
 """Seconds that the server has to answer a close frame."""
 FRAMES_A_TURN = 16
@@ -274,6 +276,7 @@ class Client:
         self._end: ConnectionEnded | None = None
         self._last = "the first attempt"
         self._failures = 0
+        self._retry_after = 0.0
         self._since = 0.0
 
     async def __aenter__(self) -> Self:
@@ -435,17 +438,21 @@ class Client:
         first, most = self._backoff
         delay = random.uniform(0, min(most, first * 2 ** min(self._failures, 32)))
         self._failures += 1
-        return delay if rule is Reconnect.BACKOFF else BUSY_DELAY + max(delay, random.uniform(0, BUSY_DELAY))
+        if rule is Reconnect.BACKOFF:
+            return self._retry_after + delay
+        return BUSY_DELAY + max(delay, random.uniform(0, BUSY_DELAY))
 
     async def _connect(self) -> ConnectionLost:
         """Connect, read until the connection is lost, and return how that was."""
         self._set_state(State.CONNECTING)
+        self._retry_after = 0.0
         try:
             async with asyncio.timeout(self.timeout):
                 headers = await self._make_headers()
                 ws = await connect(self.url, additional_headers=headers, **self._options)
         except Exception as error:  # noqa: BLE001 - of the token's function, the resolver, TLS, the handshake
             text = str(error) or type(error).__name__
+            self._retry_after = _retry_after(error)
             return ConnectionLost(CloseCode.INTERRUPTED, f"cannot connect: {text}")
         try:
             self._opened(ws)
@@ -493,17 +500,17 @@ class Client:
             ConnectionLost(CloseCode.INTERRUPTED, text) if frame is None else ConnectionLost(frame.code, frame.reason)
         )
 
-    async def _next_frame(self, ws: ClientConnection) -> bytes:
+    async def _next_frame(self, ws: ClientConnection) -> str | bytes:
         """Return the next frame. Raises ``TimeoutError`` if the server is dead."""
         try:
             async with asyncio.timeout(self._idle_timeout):
-                return await ws.recv(decode=False)
+                return await ws.recv()
         except TimeoutError:
             self._send(encode(EchoRequest(echo="are you there?")).decode())
             async with asyncio.timeout(self._echo_timeout):
-                return await ws.recv(decode=False)
+                return await ws.recv()
 
-    def _receive(self, frame: bytes) -> None:
+    def _receive(self, frame: str | bytes) -> None:
         """Take one frame; what is not understood is ignored, as it may be of a later version of the protocol."""
         try:
             message = from_json(frame)
@@ -569,6 +576,16 @@ class Client:
             self._on_state(state)
         except Exception:
             logger.exception("event=client_on_state_failed state=%s", state)
+
+
+def _retry_after(error: Exception) -> float:
+    """Return how many seconds a server that refused the handshake asks to be left alone: 0 where it does not say."""
+    if not isinstance(error, InvalidStatus):
+        return 0.0
+    values = error.response.headers.get_all("Retry-After")
+    if len(values) != 1 or not (values[0].isascii() and values[0].isdigit()):  # a date is for caches, not for us
+        return 0.0
+    return min(float(values[0][:9]), LONGEST_RETRY_AFTER)
 
 
 def _set(answer: asyncio.Future[Any], data: Any) -> None:

@@ -21,7 +21,9 @@ from typing import Any
 
 import pytest
 from websockets.asyncio.server import ServerConnection, serve
-from websockets.exceptions import ConnectionClosed, InvalidURI
+from websockets.datastructures import Headers
+from websockets.exceptions import ConnectionClosed, InvalidStatus, InvalidURI
+from websockets.http11 import Response
 
 from realtime import client as client_module
 from realtime.client import (
@@ -971,6 +973,32 @@ async def test_full_server_is_left_alone(server: Server, monkeypatch: pytest.Mon
         await peer.ws.close(1013)
         await server.accept()
         assert asyncio.get_running_loop().time() - began >= 0.3
+
+
+@pytest.mark.parametrize(
+    ("value", "delay"), [("7", 7), ("0", 0), ("99999999999", 3600), ("soon", 0), ("-1", 0), ("", 0), (None, 0)]
+)
+async def test_server_that_refuses_is_left_alone_for_as_long_as_it_asks(
+    monkeypatch: pytest.MonkeyPatch, value: str | None, delay: float
+) -> None:
+    monkeypatch.setattr(random, "uniform", lambda low, high: 0.0)
+    headers = Headers() if value is None else Headers({"Retry-After": value})
+    assert client_module._retry_after(InvalidStatus(Response(503, "", headers))) == delay
+
+
+async def test_client_comes_back_after_retry_after(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "_retry_after", lambda error: 0.3)
+    began = asyncio.get_running_loop().time()
+    server.refusals = [503]
+    async with pair(server):
+        assert asyncio.get_running_loop().time() - began >= 0.3
+
+
+async def test_text_that_is_no_utf8_ends_the_connection_with_1007(server: Server) -> None:
+    async with pair(server) as (_, peer):
+        peer.ws.transport.write(b"\x81\x01\xff")
+        await soon(peer.ws.wait_closed())
+        assert peer.ws.close_code == 1007
 
 
 @pytest.mark.parametrize("status", [301, 400, 401, 403, 404, 500, 502, 503])
