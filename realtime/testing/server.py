@@ -18,7 +18,7 @@ from .engine import Engine
 from .profiles import Profile, by_name
 from .transcript import ENTRIES, SIZE, Log
 
-PATHS = frozenset({"/", "/ws/"})
+PATHS = frozenset({"/", "/ws/", "/conformance/"})
 """Where WebSockets are served; elsewhere they are refused with 403."""
 START_TIMEOUT = 10.0
 """Seconds that the engine has to listen."""

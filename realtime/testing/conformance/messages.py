@@ -1,0 +1,209 @@
+"""Cases of messages: answers that come late, twice or not at all, and what a client does not know."""
+
+from __future__ import annotations
+
+import json
+
+from ..faults import Delay, Duplicate, Lose, Mute, Reorder, WrongReqId
+from ..faults.base import Fault
+from .framing import beat
+from .stage import Stage
+from .verdicts import Cases, Failed, Level, NotObserved
+
+MESSAGES = Cases()
+
+ANSWERED = "answered "
+"""
+What the text of an echo request begins with in which a client tells what it took for the answers to earlier ones.
+
+There follows JSON: a list of pairs of the text that was sent and the text that came back.
+"""
+
+
+def answered(text: object) -> list[tuple[str, str]]:
+    """Return the pairs in the text of such an echo request; none where it is another."""
+    if not isinstance(text, str) or not text.startswith(ANSWERED):
+        return []
+    try:
+        return [(str(sent), str(came)) for sent, came in json.loads(text.removeprefix(ANSWERED))]
+    except (ValueError, TypeError):
+        return []
+
+
+def _is_injected(stage: Stage, payload: bytes) -> str:
+    connection = stage.connect()
+    before = len(stage.attempts)
+    stage.text(connection, payload)
+    return stage.lives_on(connection, before)
+
+
+@MESSAGES.case(
+    "unknown-type",
+    Level.MUST,
+    "A message of a type that the client does not know is ignored, so that the server can learn new ones.",
+)
+def _unknown_type(stage: Stage) -> str:
+    connection = stage.connect()
+    stage.text(connection, b'{"type":"surprise","topic":"heartbeat"}')
+    stage.answers_ping(connection)
+    return "it stayed connected, and answered a ping afterwards"
+
+
+@MESSAGES.case(
+    "unknown-fields",
+    Level.MUST,
+    "Fields that the client does not know are ignored, so that messages can grow.",
+)
+def _unknown_fields(stage: Stage) -> str:
+    connection = stage.connect()
+    stage.text(connection, beat(surprise={"a": [1, None]}))
+    stage.answers_ping(connection)
+    return "it stayed connected, and answered a ping afterwards"
+
+
+@MESSAGES.case(
+    "invalid-json",
+    Level.SHOULD,
+    "A text that is no JSON is dropped, or the client closes and comes back; it does not end with an exception.",
+)
+def _invalid_json(stage: Stage) -> str:
+    return _is_injected(stage, b'{"type":oops}')
+
+
+@MESSAGES.case(
+    "no-object",
+    Level.SHOULD,
+    "JSON that is no object is dropped, or the client closes and comes back; it does not end with an exception.",
+)
+def _no_object(stage: Stage) -> str:
+    return _is_injected(stage, b"null")
+
+
+@MESSAGES.case(
+    "req-ids",
+    Level.SHOULD,
+    "Requests have a reqId each, different for all of a connection, so that answers can be told apart.",
+)
+def _req_ids(stage: Stage) -> str:
+    connection = stage.connect()
+    stage.wait(lambda entries: len(_requests(stage, connection)) > 2 or None, stage.times.patience)
+    ids = _requests(stage, connection)
+    if len(ids) < 2:
+        raise NotObserved(f"it sent {len(ids)} requests, and two are needed")
+    if None in ids:
+        raise Failed(f"{ids.count(None)} of its {len(ids)} requests had no reqId")
+    if len(set(ids)) < len(ids):
+        raise Failed(f"it used a reqId twice on one connection: {', '.join(map(str, ids[:8]))}")
+    return f"its {len(ids)} requests had a reqId each"
+
+
+def _requests(stage: Stage, connection: str) -> list[object]:
+    messages = [entry.message or {} for entry in stage.received(connection)]
+    return [each.get("reqId") for each in messages if str(each.get("type", "")).endswith("_request")]
+
+
+def _echoes(stage: Stage, fault: Fault) -> str:
+    """Return the connection of a client that has sent an echo request, whose answer ``fault`` strikes."""
+    stage.set_faults([fault])
+    connection = stage.connect()
+    if stage.wait_for_request(connection, "echo_request") is None:
+        raise NotObserved("it sent no echo request")
+    return connection
+
+
+def _matches(stage: Stage, fault: Fault) -> str:
+    """Look at what a client takes for the answers to its echo requests, if it tells."""
+    connection = _echoes(stage, fault)
+    before = len(stage.attempts)
+
+    def told() -> list[tuple[str, str]]:
+        return [pair for entry in stage.received(connection) for pair in answered((entry.message or {}).get("echo"))]
+
+    stage.wait(lambda entries: len(told()) > 2 or None, stage.times.patience)
+    pairs = told()
+    wrong = [pair for pair in pairs if pair[0] != pair[1]]
+    if wrong:
+        raise Failed(f"it took {wrong[0][1][:60]!r} for the answer to {wrong[0][0][:60]!r}")
+    lived = stage.lives_on(connection, before)
+    if not pairs:
+        raise NotObserved(f"{lived}, but does not tell what it took for the answers (see the guide)")
+    return f"it took {len(pairs)} answers for what they were"
+
+
+@MESSAGES.case(
+    "answers-late",
+    Level.SHOULD,
+    "An answer that comes late is that to its own request, not to a later one.",
+)
+def _answers_late(stage: Stage) -> str:
+    return _matches(stage, Delay(seconds=min(1.5, stage.times.patience / 8)))
+
+
+@MESSAGES.case(
+    "answers-reordered",
+    Level.SHOULD,
+    "Answers are matched to requests by reqId, whatever the order in which they come.",
+)
+def _answers_reordered(stage: Stage) -> str:
+    return _matches(stage, Reorder(window=2, hold=min(1.5, stage.times.patience / 8)))
+
+
+@MESSAGES.case(
+    "answers-twice",
+    Level.SHOULD,
+    "An answer that comes a second time is ignored.",
+)
+def _answers_twice(stage: Stage) -> str:
+    return _goes_on(stage, Duplicate())
+
+
+@MESSAGES.case(
+    "answers-of-others",
+    Level.SHOULD,
+    "An answer with a reqId that the client did not send is ignored.",
+)
+def _answers_of_others(stage: Stage) -> str:
+    return _goes_on(stage, WrongReqId(after=1, times=1))
+
+
+@MESSAGES.case(
+    "answer-missing",
+    Level.SHOULD,
+    "A request that is never answered times out, and what the client does goes on.",
+)
+def _answer_missing(stage: Stage) -> str:
+    return _goes_on(stage, Lose(after=1, times=1), stage.times.timeout)
+
+
+def _goes_on(stage: Stage, fault: Fault, seconds: float | None = None) -> str:
+    """See whether a client sends another request, on this connection or a new one, after ``fault`` has struck."""
+    connection = _echoes(stage, fault)
+    stage.answers_ping(connection)  # by then it has sent what it sends together with that request
+    before, sent = len(stage.attempts), len(stage.received(connection))
+
+    def another() -> str | None:
+        if stage.attempts[before:]:
+            return "it gave up the connection, and came back"
+        if any("type" in (entry.message or {}) for entry in stage.received(connection)[sent:]):
+            return "it went on with its requests"
+        return None
+
+    said = stage.wait(lambda entries: another(), stage.times.patience if seconds is None else seconds)
+    if said is None:
+        stage.answers_ping(connection)
+        raise Failed("it is connected, but has sent no further request")
+    return said
+
+
+@MESSAGES.case(
+    "zombie",
+    Level.SHOULD,
+    "When nothing comes any more although the TCP connection is open, the client notices and comes back.",
+)
+def _zombie(stage: Stage) -> str:
+    stage.set_faults([Mute(after=2, connections=1)])
+    connection = stage.connect()
+    before, began = len(stage.attempts), stage.attempts[-1].at
+    del connection
+    seconds = stage.comes_back(before, stage.times.silence, since=began)
+    return f"it gave up the silent connection and came back after {seconds:.1f} s"
