@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 
-from ..faults import Delay, Duplicate, Lose, Mute, Reorder, WrongReqId
-from ..faults.base import Fault
+from ..faults import Delay, Duplicate, Fault, Lose, Mute, Reorder
+from ..transcript import Entry
 from .framing import beat
 from .stage import Stage
 from .verdicts import Cases, Failed, Level, NotObserved
 
 MESSAGES = Cases()
+
+PAIRS = 4
+"""Answers that a client tells of, after which it is believed to match them well."""
 
 ANSWERED = "answered "
 """
@@ -102,32 +105,42 @@ def _requests(stage: Stage, connection: str) -> list[object]:
     return [each.get("reqId") for each in messages if str(each.get("type", "")).endswith("_request")]
 
 
-def _echoes(stage: Stage, fault: Fault) -> str:
-    """Return the connection of a client that has sent an echo request, whose answer ``fault`` strikes."""
-    stage.set_faults([fault])
+def _echoes(stage: Stage) -> str:
+    """Return the connection of a client that sends an echo request now and then: one more after it had an answer."""
     connection = stage.connect()
-    if stage.wait_for_request(connection, "echo_request") is None:
-        raise NotObserved("it sent no echo request")
+
+    def again(entries: list[Entry]) -> bool | None:
+        kinds = [(each.message or {}).get("type") for each in entries if each.connection == connection]
+        answers = [number for number, kind in enumerate(kinds) if kind == "echo_response"]
+        return True if answers and "echo_request" in kinds[answers[0] :] else None
+
+    if stage.wait(again, stage.times.patience) is None:
+        raise NotObserved("it sent no echo request after another")
     return connection
 
 
 def _matches(stage: Stage, fault: Fault) -> str:
     """Look at what a client takes for the answers to its echo requests, if it tells."""
-    connection = _echoes(stage, fault)
-    before = len(stage.attempts)
+    connection = _echoes(stage)
+    stage.strike(fault)
+    before, known = len(stage.attempts), len(stage.received(connection))
 
     def told() -> list[tuple[str, str]]:
-        return [pair for entry in stage.received(connection) for pair in answered((entry.message or {}).get("echo"))]
+        texts = [(entry.message or {}).get("echo") for entry in stage.received(connection)[known:]]
+        return [pair for text in texts for pair in answered(text)]
 
-    stage.wait(lambda entries: len(told()) > 2 or None, stage.times.patience)
-    pairs = told()
-    wrong = [pair for pair in pairs if pair[0] != pair[1]]
-    if wrong:
-        raise Failed(f"it took {wrong[0][1][:60]!r} for the answer to {wrong[0][0][:60]!r}")
+    def enough(entries: list[Entry]) -> bool | None:
+        pairs = told()
+        return True if len(pairs) >= PAIRS or any(sent != came for sent, came in pairs) else None
+
+    stage.wait(enough, stage.times.patience)
+    for sent, came in told():
+        if sent != came:
+            raise Failed(f"it took {came[:60]!r} for the answer to {sent[:60]!r}")
     lived = stage.lives_on(connection, before)
-    if not pairs:
+    if not told():
         raise NotObserved(f"{lived}, but does not tell what it took for the answers (see the guide)")
-    return f"it took {len(pairs)} answers for what they were"
+    return f"it took {len(told())} answers for what they were"
 
 
 @MESSAGES.case(
@@ -148,13 +161,11 @@ def _answers_reordered(stage: Stage) -> str:
     return _matches(stage, Reorder(window=2, hold=min(1.5, stage.times.patience / 8)))
 
 
-@MESSAGES.case(
-    "answers-twice",
-    Level.SHOULD,
-    "An answer that comes a second time is ignored.",
-)
+@MESSAGES.case("answers-twice", Level.SHOULD, "An answer that comes a second time is ignored.")
 def _answers_twice(stage: Stage) -> str:
-    return _goes_on(stage, Duplicate())
+    connection = _echoes(stage)
+    stage.strike(Duplicate())
+    return _goes_on(stage, connection, stage.times.patience, requests=2)  # the first is struck
 
 
 @MESSAGES.case(
@@ -163,7 +174,9 @@ def _answers_twice(stage: Stage) -> str:
     "An answer with a reqId that the client did not send is ignored.",
 )
 def _answers_of_others(stage: Stage) -> str:
-    return _goes_on(stage, WrongReqId(after=1, times=1))
+    connection = _echoes(stage)
+    stage.text(connection, b'{"type":"echo_response","reqId":"of nobody","status":"OK","data":{"echo":"x"}}')
+    return _goes_on(stage, connection, stage.times.patience)
 
 
 @MESSAGES.case(
@@ -172,27 +185,30 @@ def _answers_of_others(stage: Stage) -> str:
     "A request that is never answered times out, and what the client does goes on.",
 )
 def _answer_missing(stage: Stage) -> str:
-    return _goes_on(stage, Lose(after=1, times=1), stage.times.timeout)
+    connection = _echoes(stage)
+    stage.strike(Lose(times=1))
+    return _goes_on(stage, connection, stage.times.timeout, requests=2)  # the first is struck
 
 
-def _goes_on(stage: Stage, fault: Fault, seconds: float | None = None) -> str:
-    """See whether a client sends another request, on this connection or a new one, after ``fault`` has struck."""
-    connection = _echoes(stage, fault)
-    stage.answers_ping(connection)  # by then it has sent what it sends together with that request
-    before, sent = len(stage.attempts), len(stage.received(connection))
+def _goes_on(stage: Stage, connection: str, seconds: float, *, requests: int = 1) -> str:
+    """See whether a client sends so many further requests, one after the other, or gives up and comes back."""
+    before = next(n for n, each in enumerate(stage.attempts, 1) if each.connection == connection)
+    for _ in range(requests):
+        try:
+            stage.answers_ping(connection)  # by then it has sent what it sends together with its last request
+        except Failed:
+            if stage.end_of(connection, 0) is None:
+                raise
+        sent = len(_requests(stage, connection))
 
-    def another() -> str | None:
+        def another(entries: list[Entry], sent: int = sent) -> bool | None:
+            return bool(stage.attempts[before:]) or len(_requests(stage, connection)) > sent or None
+
+        if stage.wait(another, seconds) is None:
+            raise Failed(f"it sent no further request: {stage.client.ended or 'it is connected, and waits'}")
         if stage.attempts[before:]:
             return "it gave up the connection, and came back"
-        if any("type" in (entry.message or {}) for entry in stage.received(connection)[sent:]):
-            return "it went on with its requests"
-        return None
-
-    said = stage.wait(lambda entries: another(), stage.times.patience if seconds is None else seconds)
-    if said is None:
-        stage.answers_ping(connection)
-        raise Failed("it is connected, but has sent no further request")
-    return said
+    return "it went on with its requests"
 
 
 @MESSAGES.case(
@@ -203,7 +219,7 @@ def _goes_on(stage: Stage, fault: Fault, seconds: float | None = None) -> str:
 def _zombie(stage: Stage) -> str:
     stage.set_faults([Mute(after=2, connections=1)])
     connection = stage.connect()
+    stage.settle(connection)
     before, began = len(stage.attempts), stage.attempts[-1].at
-    del connection
     seconds = stage.comes_back(before, stage.times.silence, since=began)
     return f"it gave up the silent connection and came back after {seconds:.1f} s"

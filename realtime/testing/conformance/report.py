@@ -89,7 +89,7 @@ def _xml(text: str) -> str:
 
 def _add_case(suite: ElementTree.Element, result: Result) -> None:
     case = ElementTree.SubElement(
-        suite, "testcase", classname=f"conformance.{result.level}", name=result.name, time=f"{result.seconds:.3f}"
+        suite, "testcase", classname=f"conformance.{result.level}", name=_xml(result.name), time=f"{result.seconds:.3f}"
     )
     if result.verdict is Verdict.FAILED:
         failure = ElementTree.SubElement(case, "failure", message=_xml(result.text), type=str(result.level))

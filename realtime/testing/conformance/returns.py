@@ -16,6 +16,8 @@ REFUSALS = 6
 """How many attempts are looked at to see whether delays grow."""
 RETURNS_SEEN = 5
 """How many returns are looked at to see whether there is chance in them."""
+MORE_REFUSALS = 10
+"""How many are looked at where chance may have hidden that they do."""
 ALIKE = 0.06
 """By how much of itself a delay may be off and still be the same, as no clock and no scheduler is exact."""
 LEAST_ALIKE = 0.03
@@ -28,14 +30,23 @@ LEAST_ALIKE = 0.03
     "Refused again and again with 503, the client waits longer each time, so that a server in trouble can recover.",
 )
 def _backoff_grows(stage: Stage) -> str:
-    gaps, pending = _refused_gaps(stage, REFUSALS, stage.times.timeout * 2)
-    if len(gaps) < REFUSALS:
-        gaps = [*gaps, pending]  # it is at least that long
+    _refuse_from_now_on(stage)
+    gaps: list[float] = []
+    for count in (REFUSALS, MORE_REFUSALS):
+        gaps, pending = _refused_gaps(stage, count, stage.times.timeout * 2)
+        if len(gaps) < count:
+            gaps = [*gaps, pending]  # it is at least that long
+        if _grows(gaps):
+            return f"its delays grew: {_list(gaps)}"
+        if regular(gaps):
+            break
+    raise Failed(f"its delays did not grow: {_list(gaps)}")
+
+
+def _grows(gaps: Sequence[float]) -> bool:
+    """Return whether the longest delay of the later half is clearly longer than that of the first."""
     half = len(gaps) // 2
-    first, last = max(gaps[:half]), max(gaps[half:])
-    if last < 1.2 * first:
-        raise Failed(f"its delays did not grow: {_list(gaps)}")
-    return f"its delays grew: {_list(gaps)}"
+    return max(gaps[half:]) >= 1.2 * max(gaps[:half])
 
 
 @RETURNS.case(
@@ -44,6 +55,7 @@ def _backoff_grows(stage: Stage) -> str:
     "The delays have chance in them, so that all who were dropped together do not come back together.",
 )
 def _backoff_jitter(stage: Stage) -> str:
+    _refuse_from_now_on(stage)
     gaps, _ = _refused_gaps(stage, REFUSALS - 1, stage.times.timeout)
     if len(gaps) < 3:
         raise NotObserved(f"there were too few delays to tell: {_list(gaps)}")
@@ -117,7 +129,6 @@ def _refused_gaps(stage: Stage, count: int, seconds: float) -> tuple[list[float]
 
     Raises ``Failed`` when the client gives up at once.
     """
-    _refuse_from_now_on(stage)
 
     def enough(entries: list[Entry]) -> bool | None:
         return True if len(stage.attempts) > count + 1 else None
@@ -187,10 +198,13 @@ def _resubscribes(stage: Stage) -> str:
     if stage.wait_for_request(connection, "subscribe_request") is None:
         raise NotObserved("it subscribed to nothing")
     stage.answers_ping(connection)  # by then it has sent what it sends at once
+    stage.wait(lambda entries: stage.all_answered(connection) or None, stage.times.patience)
     had = stage.subscriptions(connection)
+    if not had:
+        raise NotObserved("all that it asked for was refused")
     again = stage.is_back(stage.hang_up(connection, 1006))
-    stage.wait(lambda entries: had <= stage.subscriptions(again) or None, stage.times.patience)
-    if lost := had - stage.subscriptions(again):
+    stage.wait(lambda entries: had <= set(stage.asked_for(again)) or None, stage.times.patience)
+    if lost := had - set(stage.asked_for(again)):
         raise Failed(f"it did not subscribe again to {', '.join(sorted(lost))}")
     return f"it subscribed again to {', '.join(sorted(had))}"
 
@@ -209,11 +223,7 @@ def _resubscribes_once(stage: Stage) -> str:
         if stage.wait_for_request(connection, "subscribe_request") is None:
             raise NotObserved("it did not subscribe again")
     stage.answers_ping(connection)
-    topics = [
-        str(message.get("topic"))
-        for entry in stage.received(connection)
-        if (message := entry.message or {}).get("type") == "subscribe_request"
-    ]
+    topics = stage.asked_for(connection)
     if twice := sorted({topic for topic in topics if topics.count(topic) > 1}):
         raise Failed(f"on its third connection it subscribed more than once to {', '.join(twice)}")
     return f"on its third connection it subscribed once to {', '.join(sorted(topics))}"

@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 from ...protocol import CloseMessage
 from ..connection import ServerConnection
+from ..faults import Fault
 from ..frames import Action, Frame, Handshake, Opcode, Write
 from ..server import Session
 from ..transcript import Entry
@@ -145,15 +146,28 @@ class Stage(Session):
 
         return self.wait(find, self.times.patience if seconds is None else seconds, to_the_end=True)
 
+    def asked_for(self, connection: str) -> list[str]:
+        """Return the topics that a client has asked for on a connection, in order."""
+        messages = [entry.message or {} for entry in self.received(connection)]
+        return [str(each.get("topic")) for each in messages if each.get("type") == "subscribe_request"]
+
+    def all_answered(self, connection: str) -> bool:
+        """Return whether every subscribe request of a connection has been answered."""
+        sent = [entry.message or {} for entry in self.transcript.sent if entry.connection == connection]
+        answers = [message for message in sent if message.get("type") == "subscribe_response"]
+        return len(answers) >= len(self.asked_for(connection))
+
     def subscriptions(self, connection: str) -> set[str]:
-        """Return the topics that a client has subscribed to, by its requests."""
+        """Return the topics that a client was subscribed to on a connection, as the answers have it."""
         topics: set[str] = set()
-        for entry in self.received(connection):
+        for entry in self.transcript.sent:
             message = entry.message or {}
-            if message.get("type") == "subscribe_request":
-                topics.add(str(message.get("topic")))
-            elif message.get("type") == "unsubscribe_request":
-                topics.discard(str(message.get("topic")))
+            if entry.connection != connection or message.get("status") != "OK":
+                continue
+            if message.get("type") == "subscribe_response":
+                topics.add(message["data"]["topic"])
+            elif message.get("type") == "unsubscribe_response":
+                topics.discard(message["data"]["topic"])
         return topics
 
     # What a client does
@@ -214,8 +228,9 @@ class Stage(Session):
 
     def answers_ping(self, connection: str, payload: bytes = b"still there?") -> float:
         """Return after how many seconds a ping was answered with its payload."""
-        began, pongs = time.time(), len(self.received(connection, Opcode.PONG))
+        provoked, began, pongs = self._provoked, time.time(), len(self.received(connection, Opcode.PONG))
         self.send(connection, Frame(Opcode.PING, payload))
+        self._provoked = provoked  # a ping is nothing that ends a connection
         last = self._pong_or_end(connection, payload, pongs)
         if last is None or last.kind == "end":
             instead = self._instead(connection, pongs, last)
@@ -270,8 +285,6 @@ class Stage(Session):
     def act(self, connection: str, *actions: Action, deaf: bool = False) -> None:
         """Do these things on a connection, whatever its state; from then on nothing else if ``deaf``."""
 
-        self._provoked = time.time()
-
         def do() -> None:
             chosen = self._one(connection)
             if deaf:
@@ -279,12 +292,22 @@ class Stage(Session):
             chosen.perform(actions)
 
         self._call(do)
+        self._provoked = time.time()
 
     def _one(self, connection: str) -> ServerConnection:
+        """Return an open connection. Raises ``Failed`` if the client has ended it because of what was done to it."""
         for each in self._connections():
             if each.id == connection and each.state == "open":
                 return each
-        raise NotObserved(self._with_end("the client left before anything could be done to it"))
+        if self._provoked is None:
+            raise NotObserved(self._with_end("the client left before anything could be done to it"))
+        closes = self.received(connection, Opcode.CLOSE)
+        raise Failed(self._with_end(f"it ended the connection{f' with {closes[0].code}' if closes else ''}"))
+
+    def strike(self, *faults: Fault) -> None:
+        """Have the client meet with faults from now on."""
+        self.set_faults(faults)
+        self._provoked = time.time()
 
     def send(self, connection: str, *frames: Frame) -> None:
         """Send frames as they are, past all faults."""
