@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
+import re
 import shlex
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from html.parser import HTMLParser
@@ -21,11 +24,12 @@ from realtime.testing import DemoWebsocketServer
 from realtime.testing.conformance import CASES, Level, Report, Result, Verdict, run
 from realtime.testing.conformance.clients import Command
 from realtime.testing.conformance.closes import CODES
-from realtime.testing.conformance.command import run_command
+from realtime.testing.conformance.command import add_arguments, run_command
 from realtime.testing.conformance.messages import answered
 from realtime.testing.conformance.returns import regular
 
 from .conformance_clients.scripted import SCALE, Broken, Good, bad
+from .conformance_docs import PAGE, case_rows
 from .raw import BINARY, CONTINUATION, PONG, TEXT, frame
 
 topic = Topic("conformance.{name}", public=True)
@@ -344,7 +348,8 @@ def test_command_that_is_a_wrapper_is_ended_with_what_it_started() -> None:
     command = Command([sys.executable, "-c", script.replace("stdin=0", "stdin=subprocess.PIPE")], 1)
     command.start("")
     command.end()
-    assert command.ended is not None
+    assert command.ended is None, "that it was ended is not its own doing"
+    command.end()
 
 
 def test_own_python_client_passes_everything(tmp_path: Path) -> None:
@@ -488,3 +493,34 @@ def test_answered_pairs_are_read(text: object, pairs: list[tuple[str, str]]) -> 
 def test_every_case_has_a_sentence() -> None:
     for case in CASES.values():
         assert case.rule.endswith(".")
+
+
+def test_guide_lists_every_case_and_what_came_of_it() -> None:
+    page = PAGE.read_text()
+    assert case_rows() in page
+    results = page.split("<!-- results -->")[1]
+    assert re.findall(r"^\| `([\w-]+)` \| ", results, re.MULTILINE) == list(CASES)
+
+
+def test_guide_lists_every_option() -> None:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    options = {option for action in parser._actions for option in action.option_strings if option.startswith("--")}
+    assert options - {"--help"} <= set(re.findall(r"--[a-z]+", PAGE.read_text()))
+
+
+def test_run_that_is_interrupted_ends_its_clients(server: DemoWebsocketServer) -> None:
+    clients: list[Good] = []
+
+    def make() -> Good:
+        clients.append(Good())
+        return clients[-1]
+
+    def tell(text: str) -> None:
+        raise KeyboardInterrupt
+
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run(server, command=make, patience=30, cases=["ping", "close-1000", "zombie"], jobs=3, tell=tell)
+    assert time.monotonic() - began < 30
+    assert not any(client.alive for client in clients)

@@ -93,10 +93,14 @@ class Good:
         self._loop.call_soon_threadsafe(self.stop)
 
     def end(self) -> None:
-        if self._thread is not None and self._thread.is_alive():
+        if self._thread is not None and self.alive:
             with contextlib.suppress(RuntimeError):  # its loop has ended meanwhile
                 self._loop.call_soon_threadsafe(self._task.cancel)
             self._thread.join(5)
+
+    @property
+    def alive(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
 
     async def _main(self, url: str, started: threading.Event) -> None:
         self._loop = asyncio.get_running_loop()

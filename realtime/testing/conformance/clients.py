@@ -63,19 +63,19 @@ class Command:
         )
 
     def ask_to_stop(self) -> None:
-        if self._process is not None and self._process.poll() is None:
+        if self._process is not None and self.ended is None:
             self._process.terminate()
 
     def end(self) -> None:
-        process, file = self._process, self._file
+        process, self._process = self._process, None
         if process is not None:
             self._kill(process)
             try:
                 process.wait(STOP_TIMEOUT)
             except subprocess.TimeoutExpired:  # nothing more can be done to it
                 pass
-        if file is not None:
-            file.close()
+        if self._file is not None:
+            self._file.close()
 
     def _kill(self, process: subprocess.Popen[bytes]) -> None:
         """Kill a process and those that it has started, as a command may be a wrapper around the client."""
@@ -89,7 +89,9 @@ class Command:
 
     @property
     def ended(self) -> str | None:
-        status = None if self._process is None else self._process.poll()
+        if self._process is None:
+            return None
+        status = _status(self._process)
         return None if status is None else f"its process ended with status {status}"
 
     @property
@@ -125,3 +127,17 @@ class ByHand:
 
     def end(self) -> None:
         """Leave it to the author."""
+
+
+def _status(process: subprocess.Popen[bytes]) -> int | None:
+    """
+    Return with which status a process has ended, or None while it runs.
+
+    Where that can be, it is left to be waited for, since its id must not become another's before its group is killed.
+    """
+    if sys.platform == "win32" or not hasattr(os, "waitid"):
+        return process.poll()
+    info = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    if info is None:
+        return None
+    return info.si_status if info.si_code == os.CLD_EXITED else -info.si_status

@@ -67,8 +67,9 @@ def run(
         given: Any = command
         Command(given, scale)  # so that a command that cannot be is told at once
         make = lambda: Command(given, scale)  # noqa: E731
+    session = "" if isinstance(server_or_address, str) else "conformance"  # other clients may use a server of others
     with _started(server_or_address) as server:
-        return _Run(server, make, Times(patience, scale), tell, _name(command)).play(chosen, jobs)
+        return _Run(server, make, Times(patience, scale), tell, _name(command), session).play(chosen, jobs)
 
 
 @contextmanager
@@ -96,19 +97,19 @@ class _Run:
         times: Times,
         tell: Callable[[str], object],
         name: str,
+        session: str,
     ) -> None:
         self._server, self._make, self._times, self._tell, self._name = server, make, times, tell, name
+        self._session = session
+        """The session of a client that is started by hand."""
         self._run_id = secrets.token_hex(4)
         self._agent = ""
+        self._stages: set[Stage] = set()
 
     def play(self, cases: Sequence[Case], jobs: int) -> Report:
         """Play the cases, and report in their order."""
         started, began = datetime.now(UTC), time.monotonic()
-        if self._make is None:
-            results = self._play_by_hand(cases)
-        else:
-            with ThreadPoolExecutor(jobs, "conformance") as pool:
-                results = list(pool.map(self._play_alone, cases))
+        results = self._play_by_hand(cases) if self._make is None else self._play_side_by_side(cases, jobs)
         return Report(
             client=self._name,
             user_agent=self._agent,
@@ -118,6 +119,16 @@ class _Run:
             seconds=time.monotonic() - began,
             results=tuple(results),
         )
+
+    def _play_side_by_side(self, cases: Sequence[Case], jobs: int) -> list[Result]:
+        with ThreadPoolExecutor(jobs, "conformance") as pool:
+            try:
+                return list(pool.map(self._play_alone, cases))
+            except BaseException:  # such as KeyboardInterrupt: what is being played ends as well
+                pool.shutdown(wait=False, cancel_futures=True)
+                for stage in list(self._stages):
+                    stage.abandon()
+                raise
 
     def _play_alone(self, case: Case) -> Result:
         """Play a case in a session of its own, with a client of its own."""
@@ -129,10 +140,11 @@ class _Run:
     def _play_by_hand(self, cases: Sequence[Case]) -> list[Result]:
         """Play cases one after the other in one session, since the client's URL cannot change."""
         times = Times(self._times.patience, self._times.scale, start=BY_HAND)
-        return [self._play(case, Stage(self._server, "conformance", ByHand(self._tell), times)) for case in cases]
+        return [self._play(case, Stage(self._server, self._session, ByHand(self._tell), times)) for case in cases]
 
     def _play(self, case: Case, stage: Stage) -> Result:
         began = time.monotonic()
+        self._stages.add(stage)
         stage.reset()
         try:
             verdict, text = Verdict.PASSED, case.script(stage)
@@ -145,6 +157,7 @@ class _Run:
             verdict, text = Verdict.NOT_OBSERVED, f"the case itself broke: {error!r}"
         entries, output = stage.transcript.entries, stage.client.output
         stage.client.end()
+        self._stages.discard(stage)
         stage.reset()
         self._agent = self._agent or _user_agent(entries)
         result = Result(

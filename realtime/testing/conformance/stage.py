@@ -88,6 +88,7 @@ class Stage(Session):
         self.client = client
         self.times = times
         self._provoked: float | None = None
+        self._abandoned = False
 
     @property
     def url(self) -> str:
@@ -106,11 +107,17 @@ class Stage(Session):
         changed = self._server.log.changed
         with changed:
             while True:
+                if self._abandoned:
+                    raise NotObserved("the run was interrupted")
                 over = time.monotonic() >= end or (self.client.ended is not None and not to_the_end)
                 found = find(self.transcript.entries)
                 if found is not None or over:
                     return found
                 changed.wait(max(0.0, min(end - time.monotonic(), SLICE)))
+
+    def abandon(self) -> None:
+        """Have the case end as soon as it waits for anything. May be called from any thread."""
+        self._abandoned = True
 
     @property
     def attempts(self) -> list[Entry]:
