@@ -35,7 +35,7 @@ from .raw import BINARY, CONTINUATION, PONG, TEXT, frame
 topic = Topic("conformance.{name}", public=True)
 PATIENCE = 0.8
 JOBS = 6
-PRECISE = ("backoff-jitter", "returns-spread")
+PRECISE = ("backoff-grows", "backoff-jitter", "returns-spread")
 """Cases in which a bad client is known by delays that are alike, for which the machine must not be too busy."""
 PYTHON_CLIENT = [sys.executable, "-m", "tests.conformance_clients.realtime_client", "{url}"]
 
@@ -129,7 +129,7 @@ BAD: dict[str, type[Good]] = {
     "close-then-quiet": bad(send_close=talks_after_close),
     "close-without-end": bad(goodbye=lambda self: 3600.0),
     "close-on-stop": bad(stop=lambda self: self.drop()),
-    "backoff-grows": bad(backoff=lambda self: 2.0),
+    "backoff-grows": bad(backoff=lambda self: 4.0),
     "backoff-jitter": bad(backoff=lambda self: 2.0 * 2**self.failures),
     "no-hammering": without_pause,
     "no-hammering-closed": without_pause,

@@ -217,9 +217,10 @@ def _goes_on(stage: Stage, connection: str, seconds: float, *, requests: int = 1
     "When nothing comes any more although the TCP connection is open, the client notices and comes back.",
 )
 def _zombie(stage: Stage) -> str:
-    stage.set_faults([Mute(after=2, connections=1)])
     connection = stage.connect()
-    stage.settle(connection)
-    before, began = len(stage.attempts), stage.attempts[-1].at
-    seconds = stage.comes_back(before, stage.times.silence, since=began)
+    stage.wait_for_request(connection, "subscribe_request")
+    stage.answers_ping(connection)
+    before = len(stage.attempts)
+    stage.strike(Mute(connections=1))
+    seconds = stage.comes_back(before, stage.times.silence)
     return f"it gave up the silent connection and came back after {seconds:.1f} s"

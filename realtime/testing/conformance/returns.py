@@ -46,7 +46,7 @@ def _backoff_grows(stage: Stage) -> str:
 def _grows(gaps: Sequence[float]) -> bool:
     """Return whether the longest delay of the later half is clearly longer than that of the first."""
     half = len(gaps) // 2
-    return max(gaps[half:]) >= 1.2 * max(gaps[:half])
+    return max(gaps[half:]) >= 1.2 * max(gaps[:half]) + LEAST_ALIKE
 
 
 @RETURNS.case(

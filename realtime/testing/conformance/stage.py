@@ -88,6 +88,7 @@ class Stage(Session):
         self.client = client
         self.times = times
         self._provoked: float | None = None
+        """When something was done to the client that it may answer by ending the connection."""
         self._abandoned = False
 
     @property
@@ -235,9 +236,8 @@ class Stage(Session):
 
     def answers_ping(self, connection: str, payload: bytes = b"still there?") -> float:
         """Return after how many seconds a ping was answered with its payload."""
-        provoked, began, pongs = self._provoked, time.time(), len(self.received(connection, Opcode.PONG))
-        self.send(connection, Frame(Opcode.PING, payload))
-        self._provoked = provoked  # a ping is nothing that ends a connection
+        began, pongs = time.time(), len(self.received(connection, Opcode.PONG))
+        self._perform(connection, Write(Frame(Opcode.PING, payload).encode()))
         last = self._pong_or_end(connection, payload, pongs)
         if last is None or last.kind == "end":
             instead = self._instead(connection, pongs, last)
@@ -291,7 +291,10 @@ class Stage(Session):
 
     def act(self, connection: str, *actions: Action, deaf: bool = False) -> None:
         """Do these things on a connection, whatever its state; from then on nothing else if ``deaf``."""
+        self._perform(connection, *actions, deaf=deaf)
+        self._provoked = time.time()
 
+    def _perform(self, connection: str, *actions: Action, deaf: bool = False) -> None:
         def do() -> None:
             chosen = self._one(connection)
             if deaf:
@@ -299,7 +302,6 @@ class Stage(Session):
             chosen.perform(actions)
 
         self._call(do)
-        self._provoked = time.time()
 
     def _one(self, connection: str) -> ServerConnection:
         """Return an open connection. Raises ``Failed`` if the client has ended it because of what was done to it."""
