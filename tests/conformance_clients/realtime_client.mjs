@@ -10,7 +10,20 @@ const clock = {
   setTimeout: (callback, delay) => setTimeout(callback, delay * scale),
   clearTimeout: (timer) => clearTimeout(timer),
 };
-const client = connect({ url: process.argv[2], clock });
+
+/** Return chance that is the same each time (mulberry32), for tests that must not fail by chance. */
+function seeded(state) {
+  return () => {
+    state = (state + 0x6d2b79f5) | 0;
+    let mixed = Math.imul(state ^ (state >>> 15), 1 | state);
+    mixed = (mixed + Math.imul(mixed ^ (mixed >>> 7), 61 | mixed)) ^ mixed;
+    return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32;
+  };
+}
+
+const { DEMOWS_SEED } = process.env;
+const random = DEMOWS_SEED ? seeded(Number(DEMOWS_SEED)) : Math.random;
+const client = connect({ url: process.argv[2], clock, random });
 client.addEventListener("close", ({ detail }) => {
   if (!detail.willReconnect) process.exitCode = 0;
 });
