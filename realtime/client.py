@@ -84,6 +84,8 @@ _EVENTS: dict[str, type[Event]] = {
 }
 _OURS = {MessageType.ECHO_REQUEST, MessageType.SUBSCRIBE_REQUEST}
 """Requests that every server knows."""
+_SERVERS_FAULT = {1002, 1007}
+"""Codes that websockets closes with because of what the server sent, and that say nothing of this client then."""
 _NO_REQUEST = {ErrorCode.UNKNOWN_MESSAGE_TYPE, ErrorCode.BAD_REQUEST}
 """What the server says of a frame that is no request to it; it may carry no ``reqId``."""
 
@@ -496,6 +498,8 @@ class Client:
             frame, text = ws.protocol.close_rcvd, "the server is silent"
         except ConnectionClosed as error:
             frame, text = error.rcvd or error.sent, f"the connection broke: {error.__cause__ or error}"
+            if error.sent is not None and not error.rcvd_then_sent and error.sent.code in _SERVERS_FAULT:
+                frame, text = None, f"the server broke the protocol: {error.sent.reason}"
         return (
             ConnectionLost(CloseCode.INTERRUPTED, text) if frame is None else ConnectionLost(frame.code, frame.reason)
         )
