@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "conformance.md"
 CLIENTS = ROOT / "tests" / "conformance_clients"
 MARKS = {Verdict.PASSED: "yes", Verdict.FAILED: "**no**", Verdict.NOT_OBSERVED: "–"}
-JOBS = 6
+JOBS = 10
 _CASES = re.compile(r"(?<=<!-- cases -->\n).*?(?=<!-- /cases -->)", re.DOTALL)
 _RESULTS = re.compile(r"(?<=<!-- results -->\n).*?(?=<!-- /results -->)", re.DOTALL)
 

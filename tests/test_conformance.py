@@ -152,6 +152,7 @@ BAD: dict[str, type[Good]] = {
     "binary": bad(received=takes_no(BINARY)),
     "large-message": bad(received=takes_little),
     "invalid-utf8": bad(decode=lambda self, payload: payload.decode(errors="replace")),
+    "returns-after-failing": never_back,
     "reserved-bits": careless,
     "masked-frame": careless,
     "unknown-opcode": careless,

@@ -156,6 +156,19 @@ def _invalid_utf8(stage: Stage) -> str:
 
 
 @FRAMING.case(
+    "returns-after-failing",
+    Level.SHOULD,
+    "A client that ended the connection because of the server's mistake comes back: the next one may be whole.",
+)
+def _returns_after_failing(stage: Stage) -> str:
+    connection = stage.connect()
+    before = len(stage.attempts)
+    stage.send(connection, Frame(Opcode.TEXT, b'{"type":"\xff"}'))
+    failed = stage.fails_connection(connection, 1002, 1007)
+    return f"{failed}, and came back after {stage.comes_back(before):.2f} s"
+
+
+@FRAMING.case(
     "reserved-bits",
     Level.MUST,
     "A reserved bit that no extension stands for ends the connection with 1002 (RFC 6455, section 5.2).",
