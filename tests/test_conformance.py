@@ -265,7 +265,7 @@ def test_client_that_never_connects_is_not_observed(server: DemoWebsocketServer)
     assert {result.verdict for result in report.results} == {Verdict.NOT_OBSERVED}
     assert "its process ended with status 0" in report.results[0].text
     assert report.results[0].output == "no <way>\n"
-    assert report.passed
+    assert not report.passed, "nothing was seen of it"
 
 
 def test_case_that_breaks_is_not_held_against_the_client(
@@ -326,6 +326,7 @@ def test_report_keeps_the_order_of_the_cases(server: DemoWebsocketServer) -> Non
         ({"scale": 0}, "scale"),
         ({"jobs": 0}, "jobs"),
         ({"command": ""}, "empty"),
+        ({"command": "no-such-command {url}"}, "cannot be found: 'no-such-command'"),
     ],
 )
 def test_what_cannot_be_raises(options: dict[str, Any], error: str) -> None:
@@ -451,6 +452,10 @@ def test_command_ends_with_1_when_a_case_failed(
     chosen = ["--only", "ping-empty", "--only", "no-object", "--patience", "0.5", "--scale", str(SCALE)]
     assert run_command(["--client", "strict", *chosen, *options]) == status
     assert " failed, 0 not observed, in " in capsys.readouterr().out
+
+
+def test_command_ends_with_1_when_nothing_was_seen(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["--client", f"{sys.executable} -c 1", "--only", "ping", "--patience", "0.1"]) == 1
 
 
 @pytest.mark.parametrize("options", [["--only", "pong"], ["--address", "nowhere"], ["--patience", "-1"]])

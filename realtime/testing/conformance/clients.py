@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -48,6 +49,8 @@ class Command:
         self._arguments = shlex.split(command) if isinstance(command, str) else list(command)
         if not self._arguments:
             raise ValueError("the command of the client is empty; expected something like 'python my_client.py {url}'")
+        if shutil.which(self._arguments[0]) is None:
+            raise ValueError(f"the command of the client cannot be found: {self._arguments[0]!r}")
         self._scale = f"{scale:g}"
         self._process: subprocess.Popen[bytes] | None = None
         self._file: IO[bytes] | None = None

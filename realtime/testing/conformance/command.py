@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..server import parse_address
 from .cases import CASES
+from .report import Report
 from .runner import JOBS, run
 from .verdicts import Level, Verdict
 
@@ -53,26 +55,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Do what the options say. Return 0, 1 if a case failed, or 2 if the options cannot be."""
+    """Do what the options say. Return 0, 1 if a case failed or nothing was seen, or 2 if the options cannot be."""
     if options.list:
         for case in CASES.values():
             _say(f"{case.name:20} {case.level:7} {case.rule}")
         return 0
-    _hush()
-    defaults = FAST if options.fast else {}
     try:
-        address = options.address or ("localhost:0" if options.client else "localhost:8080")
-        parse_address(address)
-        report = run(
-            address,
-            command=options.client,
-            patience=options.patience if options.patience is not None else defaults.get("patience", 8.0),
-            scale=options.scale if options.scale is not None else defaults.get("scale", 1.0),
-            cases=options.only,
-            skip=options.skip,
-            jobs=options.jobs,
-            tell=_say,
-        )
+        with _hushed():
+            report = _run(options)
     except (ValueError, OSError) as error:
         sys.stderr.write(f"conformance: {error}\n")
         return 2
@@ -84,14 +74,36 @@ def main(options: argparse.Namespace) -> int:
         if path is not None:
             path.write_text(text(), encoding="utf-8")
     _say(f"{report.summary}, in {report.seconds:.0f} s")
-    failed = report.of(Verdict.FAILED)
-    return int(any(not options.must or result.level is Level.MUST for result in failed))
+    failed = [each for each in report.of(Verdict.FAILED) if not options.must or each.level is Level.MUST]
+    return int(bool(failed) or len(report.of(Verdict.NOT_OBSERVED)) == len(report.results))
 
 
-def _hush() -> None:
+def _run(options: argparse.Namespace) -> Report:
+    defaults = FAST if options.fast else {}
+    address = options.address or ("localhost:0" if options.client else "localhost:8080")
+    parse_address(address)
+    return run(
+        address,
+        command=options.client,
+        patience=options.patience if options.patience is not None else defaults.get("patience", 8.0),
+        scale=options.scale if options.scale is not None else defaults.get("scale", 1.0),
+        cases=options.only,
+        skip=options.skip,
+        jobs=options.jobs,
+        tell=_say,
+    )
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
     """Leave the server's own log out: it tells of every close that a case asks for."""
-    for name in ("realtime", "websockets"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    log = logging.getLogger("realtime")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def _say(text: str) -> None:

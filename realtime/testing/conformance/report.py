@@ -37,8 +37,8 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        """Whether no case failed, though some may not have been observed."""
-        return not self.of(Verdict.FAILED)
+        """Whether no case failed and some passed: a client that never connects has shown nothing."""
+        return bool(self.of(Verdict.PASSED)) and not self.of(Verdict.FAILED)
 
     @property
     def summary(self) -> str:

@@ -158,7 +158,7 @@ def _list(gaps: Sequence[float]) -> str:
 
 
 def _heeds_retry_after(stage: Stage, status: int) -> str:
-    asked = max(1, round(4 * stage.times.scale))
+    asked = max(1, round(6 * stage.times.scale))  # longer than what most clients wait at first
     stage.set_faults([Refuse(status=status, retry_after=asked, after=1, times=1)])
     connection = stage.connect()
     before = stage.hang_up(connection, 1006)
