@@ -22,11 +22,14 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from realtime import Topic
 from realtime import client as realtime_client
+from realtime.conf import get_settings
 from realtime.exceptions import UnknownTopic
 from realtime.protocol import CloseMessage, SubscribeRequest
 from realtime.testing import DemoWebsocketServer
+from realtime.testing.engine import Engine
 from realtime.testing.namespace import ConnectionInfo
 from realtime.testing.server import parse_address
+from realtime.testing.transcript import Log
 
 from .live import Client, eventually
 from .raw import CLOSE, PING, PONG, Raw, frame
@@ -152,6 +155,15 @@ def test_starting_and_stopping_leaves_nothing_behind() -> None:
         once()
     assert threading.active_count() == threads
     assert descriptors() <= files
+
+
+async def test_engine_stops_while_sessions_that_were_reset_are_ending() -> None:
+    engine = Engine(None, get_settings(), Log())
+    for name in map(str, range(20)):
+        engine.namespace(name)
+        engine.reset(name)
+    await engine.stop()
+    assert not engine.namespaces
 
 
 async def test_localhost_is_ipv4_and_ipv6() -> None:
