@@ -99,6 +99,21 @@ async def compare(step: Step, place: Place, progress: Steps) -> dict[str, Any]:
     what = step.scenario if step.server == "none" else f"{step.scenario} on {step.server}"
     clients = f"{step.connections:,} connections to each of " if step.connections else ""
     progress.begin(f"{what}: {clients}{', '.join(step.sites)}")
+    figures: dict[str, Any] = {"figures": {}, "ratios": {}}
+    for sites in step.batches:
+        batch = await beside(step, sites, place, lambda text: progress.detail(f"{what}: {text}"))
+        for name, values in batch.items():
+            known = figures.get(name, {})
+            figures[name] = {**known, **values, **known}  # what realtime did beside the first ones stands
+    return {
+        **{"scenario": step.scenario, "server": step.server, "layer": step.layer, "connections": step.connections},
+        **figures,
+        "command": step.command,
+    }
+
+
+async def beside(step: Step, names: list[str], place: Place, tell: Callable[[str], None]) -> dict[str, Any]:
+    """Run some of a step's sites, and measure them."""
     async with AsyncExitStack() as stack:
 
         async def connected(name: str) -> Load | Publisher:
@@ -107,17 +122,13 @@ async def compare(step: Step, place: Place, progress: Steps) -> dict[str, Any]:
             return site
 
         async with asyncio.TaskGroup() as group:
-            tasks = {name: group.create_task(connected(name)) for name in step.sites}
+            tasks = {name: group.create_task(connected(name)) for name in names}
         sites = {name: task.result() for name, task in tasks.items()}
-        figures: dict[str, Any] = await in_turn(sites, step, lambda text: progress.detail(f"{what}: {text}"))
+        figures: dict[str, Any] = await in_turn(sites, step, tell)
         if step.profiled:
-            progress.detail(f"{what}: profile of realtime")
+            tell("profile of realtime")
             figures["profile"] = await profiled(sites["realtime"], place.directory)
-    return {
-        **{"scenario": step.scenario, "server": step.server, "layer": step.layer, "connections": step.connections},
-        **figures,
-        "command": step.command,
-    }
+    return figures
 
 
 async def in_turn(

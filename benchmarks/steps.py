@@ -42,6 +42,14 @@ class Step(NamedTuple):
         return [name for name in chosen(sites, self.options) if missing(name) is None]
 
     @property
+    def batches(self) -> Iterator[list[str]]:
+        """Yield realtime with some of its peers, and again with others: as many as there are descriptors for."""
+        own, *peers = self.sites
+        size = max(1, affordable(self.connections * len(self.sites)) // max(1, self.connections) - 1)
+        for start in range(0, max(1, len(peers)), size):
+            yield [own, *peers[start : start + size]]
+
+    @property
     def seconds(self) -> float:
         return self.options.seconds or self.kind.seconds
 

@@ -373,6 +373,17 @@ def test_page_in_the_docs_is_what_the_report_makes_of_its_figures(tmp_path: Path
     }
 
 
+def test_peers_are_measured_in_batches_where_descriptors_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "echo", "--server", "uvicorn", "--connections", "100"])
+    [step] = steps(arguments())
+    own, *peers = step.sites
+    assert [*step.batches] == [step.sites]
+    monkeypatch.setattr("benchmarks.steps.affordable", lambda connections: min(connections, 399))
+    batches = [*step.batches]
+    assert all(batch[0] == own and len(batch) <= 3 for batch in batches)
+    assert [peer for batch in batches for peer in batch[1:]] == peers
+
+
 STACKS = """\
 thread (1): MainThread;run (uvicorn/server.py:1);act (realtime/hub.py:1);write (loop.c:1);write (libc.so.6) 60
 thread (1): MainThread;run (uvicorn/server.py:1);receive (realtime/consumers.py:1);malloc (libc.so.6) 25

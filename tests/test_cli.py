@@ -21,6 +21,7 @@ import pytest
 from websockets.exceptions import InvalidStatus
 
 from realtime import __version__
+from realtime.testing.conformance.cases import CASES
 from realtime.testing.faults import FAULTS
 from realtime.testing.profiles import PROFILES
 
@@ -252,6 +253,17 @@ def test_faults_are_listed_with_their_fields() -> None:
     lines = demows("faults").stdout.splitlines()
     assert [line for line in lines if line[:1] not in ("", " ")] == [fault.name() for fault in FAULTS]
     assert any(line.strip().startswith("retry_after = null: Seconds") for line in lines)
+
+
+def test_conformance_cases_are_listed() -> None:
+    lines = demows("conformance", "--list").stdout.splitlines()
+    assert [line.split()[0] for line in lines] == [*CASES]
+
+
+def test_conformance_run_gives_its_own_exit_code() -> None:
+    done = demows("conformance", "--client", "true", "--only", "no-such-case")
+    assert done.returncode == 2
+    assert "no-such-case" in done.stderr
 
 
 def test_openapi_document_is_printed() -> None:

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 
 from .. import __version__
 from . import faults
+from .conformance import command as conformance
 from .profiles import PROFILES
 
 WIDTH = 100
@@ -34,7 +35,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """Carry out a command, and return the exit code."""
     options = parser().parse_args(arguments)
     try:
-        options.run(options)
+        return options.run(options) or 0
     except CommandError as error:
         print(f"demows: {error}", file=sys.stderr)
         return 1
@@ -66,6 +67,9 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="answer requests to the control API for this host name too",
     )
+    conforms = commands.add_parser("conformance", help=conformance.HELP)
+    conforms.set_defaults(run=conformance.main)
+    conformance.add_arguments(conforms)
     for name, show, text in (
         ("profiles", _profiles, "list the profiles, and what a good client does"),
         ("faults", _faults, "list the faults, with their fields"),

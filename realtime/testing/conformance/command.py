@@ -15,7 +15,7 @@ from .report import Report
 from .runner import JOBS, run
 from .verdicts import Level, Verdict
 
-HELP = "play some fifty scripted cases to a WebSocket client, and report which behaviours were seen"
+HELP = "play some sixty scripted cases to a WebSocket client, and report which behaviours were seen"
 FAST = {"patience": 2.0, "scale": 0.1}
 """What ``--fast`` stands for: for clients that heed ``{scale}``."""
 
