@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from websockets.exceptions import InvalidStatus
 
 from realtime import Topic
@@ -28,7 +31,7 @@ from realtime.testing.frames import (
     Write,
     close_frame,
 )
-from realtime.testing.transcript import Log
+from realtime.testing.transcript import FrameReader, Log
 
 from . import raw
 from .live import Client, eventually
@@ -398,3 +401,19 @@ def test_port_for_localhost_is_the_same_for_both_families() -> None:
     assert len({sock.getsockname()[1] for sock in sockets}) == 1
     for sock in sockets:
         sock.close()
+
+
+@given(st.lists(st.binary(max_size=300), max_size=5), st.lists(st.integers(1, 50), min_size=1))
+def test_frames_are_put_together_from_whatever_pieces(payloads: list[bytes], sizes: list[int]) -> None:
+    frames = [Frame(Opcode.BINARY, payload, mask=b"mask" if len(payload) % 2 else None) for payload in payloads]
+    data = b"".join(frame.encode() for frame in frames) + b"\x82\x05half"
+    reader, found = FrameReader(), []
+    for size in itertools.cycle(sizes):
+        if not data:
+            break
+        some, data = data[:size], data[size:]
+        whole, rest = reader.feed(some)
+        assert rest == b""
+        found += whole
+    assert found == frames
+    assert (reader.take(), reader.waiting) == (b"\x82\x05half", False)

@@ -48,7 +48,7 @@ from .frames import (
     close_frame,
 )
 from .stepped import Timer
-from .transcript import Direction, Entry, decode_frames
+from .transcript import Direction, Entry, FrameReader, decode_frames
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -156,6 +156,7 @@ class ServerConnection(asyncio.Protocol):
         self._queued = 0
         self._half_closed = False
         self._full = self._flushing = False
+        self._written = FrameReader()
         self._drained: asyncio.Future[None] | None = None
         self._linger: asyncio.TimerHandle | None = None
         self._ticking: Timer | None = None
@@ -209,6 +210,7 @@ class ServerConnection(asyncio.Protocol):
         self._queued = 0
         if self._drained is not None and not self._drained.done():
             self._drained.set_result(None)
+        self._log_rest()
         how = "reset" if isinstance(error, ConnectionResetError) else "" if error is None else type(error).__name__
         self._log("received" if self._ended_by_client else "sent", "end", note=how)
         self._engine.disconnected(self)
@@ -459,6 +461,7 @@ class ServerConnection(asyncio.Protocol):
         self.closed = True
         if self.gone or self._transport is None:
             return
+        self._log_rest()
         sock = self._transport.get_extra_info("socket")
         with suppress(OSError):  # it has gone already
             if reset:
@@ -538,16 +541,22 @@ class ServerConnection(asyncio.Protocol):
         if self._half_closed or self._transport.is_closing():
             return
         self._transport.write(data)
-        if self.state == "connecting" or data[:5] == b"HTTP/":
+        if self.state == "connecting" or (data[:5] == b"HTTP/" and not self._written.waiting):
             return
-        frames, rest = decode_frames(data)
+        frames, rest = self._written.feed(data)
         for frame in frames:
             self._log("sent", "frame", frame.payload, frame)
         if rest:
             self._log("sent", "bytes", rest)
 
+    def _log_rest(self) -> None:
+        """Log what was written of a frame that will not be written to its end."""
+        if rest := self._written.take():
+            self._log("sent", "bytes", rest)
+
     def _end_of_writing(self) -> None:
         if not self._half_closed and not self._transport.is_closing():
+            self._log_rest()
             self._half_closed = True
             self._transport.write_eof()
 

@@ -19,6 +19,8 @@ ENTRIES = 20_000
 """Entries that a transcript keeps, if it is not told otherwise."""
 SIZE = 32 << 20
 """Bytes that its entries may hold together."""
+LARGEST = 1 << 25
+"""Bytes that a frame may have for its rest to be waited for: one that claims more will never be whole."""
 SHOWN = 10
 """Entries that a failed assertion shows."""
 TIMEOUT = 5.0
@@ -48,6 +50,47 @@ def decode_frames(data: bytes) -> tuple[list[Frame], bytes]:
         frames.append(Frame(data[0] & 0x0F, payload, bool(data[0] & 0x80), data[0] >> 4 & 7, mask))
         data = data[start + size :]
     return frames, data
+
+
+class FrameReader:
+    """Put together the frames that are written piece by piece."""
+
+    def __init__(self) -> None:
+        self._pieces = bytearray()
+        self._needed = 0
+        """Bytes that there must be for a whole frame: to look sooner would be to copy a long one again and again."""
+
+    @property
+    def waiting(self) -> bool:
+        """Whether the last frame has begun and not ended."""
+        return bool(self._pieces)
+
+    def feed(self, data: bytes) -> tuple[list[Frame], bytes]:
+        """Return the frames that end in ``data``, and bytes that will never be a frame, if there are any."""
+        self._pieces += data
+        if len(self._pieces) < self._needed:
+            return [], b""
+        frames, rest = decode_frames(bytes(self._pieces))
+        self._pieces, self._needed = bytearray(rest), _size_of_first(rest)
+        return frames, self.take() if self._needed > LARGEST else b""
+
+    def take(self) -> bytes:
+        """Return the bytes of a frame that has not ended, and begin anew."""
+        rest, self._pieces, self._needed = bytes(self._pieces), bytearray(), 0
+        return rest
+
+
+def _size_of_first(data: bytes) -> int:
+    """Return the length of the frame that ``data`` begins with, or as many bytes as it takes to know."""
+    if len(data) < 2:
+        return 2
+    size, start = data[1] & 0x7F, 2
+    if size > 125:
+        start = 4 if size == 126 else 10
+        if len(data) < start:
+            return start
+        size = int.from_bytes(data[2:start])
+    return start + (4 if data[1] & 0x80 else 0) + size
 
 
 @dataclass(frozen=True, slots=True)
