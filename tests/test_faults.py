@@ -14,6 +14,7 @@ from websockets.frames import CloseCode, Opcode
 from websockets.protocol import Protocol, Side, State
 
 from realtime.testing import faults
+from realtime.testing.connection import Keeper
 from realtime.testing.faults.pipeline import MOST_BYTES, MOST_STEPS, Interposer, Kind, kind_of
 from realtime.testing.frames import Action, Drop, Frame, HalfClose, Handshake, Wait, Write
 
@@ -526,3 +527,12 @@ def test_the_frames_of_the_client_are_handled_as_usual() -> None:
     between = interposer(faults.Lose(what="everything"))
 
     assert [between.incoming(frame) for frame in (ECHO, PING, CLOSE)] == [None, None, None]
+
+
+def test_what_one_fault_gives_back_goes_through_those_after_it() -> None:
+    between = interposer(faults.Burst(), faults.Duplicate(), faults.Reorder(window=100))
+    assert isinstance(between, Keeper)
+    assert [*between.outgoing(ANSWERS)] == []
+
+    assert [*between.release()] == [Write(text(ANSWER))] * 2
+    assert [*between.release()] == []

@@ -345,3 +345,71 @@ async def test_same_seed_and_traffic_give_the_same_bytes(
     assert first == second
     other = tuple(fault.model_copy(update={"seed": 8}) for fault in CHANCE)
     assert await bytes_under(other, session, bystander, server.port) != first
+
+
+# What is seen of them
+
+
+async def test_frame_that_comes_in_pieces_is_one_frame_in_the_transcript(session: Session) -> None:
+    session.set_faults([faults.Bandwidth(bytes_per_second=1000)])
+    async with Client(session.url) as client:
+        await client.echo("HTTP/" * 100)  # a piece of it is no head of a response
+    session.transcript.assert_sent("echo_response", data={"echo": "HTTP/" * 100})
+    sent = [entry for entry in session.transcript.entries if entry.direction == "sent"]
+    assert [entry.opcode for entry in sent if entry.kind != "end"] == [None, Opcode.TEXT, Opcode.CLOSE]
+
+
+async def test_pieces_of_a_frame_that_is_cut_are_in_the_transcript_once(session: Session) -> None:
+    session.set_faults([faults.Bandwidth(bytes_per_second=1000), faults.Drop(what="answers", mid_frame=True)])
+    async with Client(session.url) as client:
+        await client.send({"type": "echo_request", "echo": "x" * 300})
+        assert await client.closed() == (1006, "")
+    await eventually(lambda: session.connections == [])
+    [*_, cut, end] = session.transcript.entries
+    assert (cut.kind, cut.direction, end.kind) == ("bytes", "sent", "end")
+    assert cut.data.endswith(b"x" * 100)
+
+
+async def test_what_only_claims_to_be_long_is_not_waited_for(session: Session) -> None:
+    session.set_faults([faults.HugeClaim()])
+    async with Client(session.url) as client:
+        await client.send({"type": "echo_request", "echo": "x"})
+        await client.closed()
+    session.transcript.assert_sent("echo_response")
+    assert [len(entry.data) for entry in session.transcript.entries if entry.kind == "bytes"] == [10]
+
+
+# One after the other
+
+
+@pytest.mark.parametrize("fault", [faults.Burst(seconds=60), faults.Reorder(window=100, hold=60)])
+async def test_what_is_held_back_is_sent_when_other_faults_take_the_place(
+    fault: Fault, session: Session, bystander: Client
+) -> None:
+    async with Client(session.url) as client:
+        session.set_faults([fault])
+        for text in ("one", "two"):
+            await client.send({"type": "echo_request", "echo": text})
+        await heeded(session, bystander, 2)
+        session.set_faults([faults.WrongReqId()])  # strikes what comes after it
+        assert [(await client.receive())["data"]["echo"] for _ in range(2)] == ["one", "two"]
+        answer = await client.ask({"type": "echo_request", "reqId": "a", "echo": "x"})
+        assert answer["reqId"] == "wrong"
+
+
+async def test_what_was_just_let_go_of_is_sent_though_other_faults_take_the_place(
+    server: DemoWebsocketServer, session: Session, bystander: Client
+) -> None:
+    def replace_in_the_moment_of_a_burst() -> None:
+        [connection] = server.engine.namespaces[session.name].connections.values()
+        assert connection._ticking is not None
+        connection._ticking.fire()
+        session.set_faults([])
+
+    async with Client(session.url) as client:
+        session.set_faults([faults.Burst(seconds=60)])
+        await client.send({"type": "echo_request", "echo": "x"})
+        await heeded(session, bystander, 1)
+        session._call(replace_in_the_moment_of_a_burst)
+        assert (await client.receive())["data"] == {"echo": "x"}
+        await client.echo()

@@ -20,7 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 from urllib.parse import unquote
 
 from websockets.exceptions import PayloadTooBig, ProtocolError
@@ -99,6 +99,14 @@ class Interposer(Protocol):
         """Return in how many seconds something is to happen by itself, and what; asked again after each."""
 
 
+@runtime_checkable
+class Keeper(Protocol):
+    """Be an interposer that holds back what it was to send."""
+
+    def release(self) -> Sequence[Action]:
+        """Return what is done to send all of that when something else stands between from now on."""
+
+
 class Finish:
     """End the TCP connection once all that was to be sent before has been sent."""
 
@@ -160,6 +168,8 @@ class ServerConnection(asyncio.Protocol):
         self._drained: asyncio.Future[None] | None = None
         self._linger: asyncio.TimerHandle | None = None
         self._ticking: Timer | None = None
+        self._due: Sequence[Action] = ()
+        """What is to happen by itself at once, as soon as the event loop comes to it."""
         self._slow: Timer | None = None
         self._task: asyncio.Task[None] | None = None
         self._answer: dict[str, Any] | None = None
@@ -578,18 +588,25 @@ class ServerConnection(asyncio.Protocol):
 
     def interpose(self, interposer: Interposer | None) -> None:
         """Put ``interposer`` in between from now on, in place of another; what waits is done nevertheless."""
-        self.interposer = interposer
+        replaced, self.interposer = self.interposer, interposer
+        due, self._due = self._due, ()
         if self._ticking is not None:
             self._ticking.cancel()
             self._ticking = None
         if self.state != "open":
             return
+        self.perform([*due, *(replaced.release() if isinstance(replaced, Keeper) else ())])
         self.perform([ReadOn()] if interposer is None else [ReadOn(), *interposer.opened(), Arm(interposer)])
 
     def _arm(self, interposer: Interposer) -> None:
         if interposer is self.interposer and (tick := interposer.tick()) is not None:
             seconds, actions = tick
-            self._ticking = self._call_later(seconds, partial(self.perform, [*actions, Arm(interposer)]))
+            self._due = () if seconds > 0 else actions
+            self._ticking = self._call_later(seconds, partial(self._tick, [*actions, Arm(interposer)]))
+
+    def _tick(self, steps: Sequence[Step]) -> None:
+        self._due = ()
+        self.perform(steps)
 
     # What is received
 

@@ -96,6 +96,10 @@ class Part:
     def tick(self) -> tuple[float, Steps] | None:
         return None
 
+    def release(self) -> Steps:
+        """Return what is held back, and hold it no longer."""
+        return ()
+
 
 class Pipeline:
     """Be the interposer of several parts. What one of them sends goes through those after it."""
@@ -145,6 +149,13 @@ class Pipeline:
         seconds, self._now = round(due - self._now, 6), due
         self._to_ask = [n]
         return seconds, self._actions(self._through(steps, n))
+
+    def release(self) -> Sequence[Action]:
+        """Return what to do to send all that is held back, because something else takes this one's place."""
+        actions: list[Action] = []
+        for n, part in enumerate(self._parts):
+            actions += self._actions(self._through(part.release(), n))
+        return actions
 
     def _through(self, steps: Steps, number: int) -> Steps:
         for part in self._parts[number + 1 :]:

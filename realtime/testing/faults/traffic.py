@@ -92,6 +92,9 @@ class _Reordering(Part):
         self._waited_for = first
         return self._fault.hold, ()
 
+    def release(self) -> Steps:
+        return self._held.release()
+
     def _shuffled(self, messages: list[Outgoing]) -> Steps:
         shift = self._chance.randrange(1, len(messages)) if len(messages) > 1 else 0
         return messages[shift:] + messages[:shift]
@@ -131,6 +134,9 @@ class _Bursting(Part):
     def tick(self) -> tuple[float, Steps]:
         self._due = not self._due
         return (self._fault.seconds, ()) if self._due else (0.0, self._held.release())
+
+    def release(self) -> Steps:
+        return self._held.release()
 
 
 class Bandwidth(StreamFault):
