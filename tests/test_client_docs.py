@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from realtime import protocol, testing
-from realtime.testing.server import Session
+from realtime.testing.server import NOT_ITS_OWN, Session
 
 from .browser import find_node
 from .live import ROOT, TIMEOUT, Process, free_port
@@ -280,3 +280,16 @@ def test_our_names_beside_those_of_the_go_package_exist(name: str) -> None:
         own = re.findall(r"`(\w+)`", ours)
         assert set(own) <= set(found[0].model_fields)
         assert len(own) >= len(fields)
+
+
+def test_page_names_the_settings_that_a_server_cannot_have() -> None:
+    text = PAGE.read_text()
+    for name in NOT_ITS_OWN:
+        assert f"`{name}`" in text
+
+
+@pytest.mark.parametrize("page", ["test-a-client.md", "control.md"])
+def test_page_says_what_a_sites_own_code_does_not_reach(page: str) -> None:
+    text = " ".join((PAGE.parent / page).read_text().split())
+    assert "does not reach clients of the test server" in text
+    assert "`server.publish`" in text

@@ -124,7 +124,7 @@ class Namespace:
             timer.cancel()
         self._profile_timers.clear()
         self.profile = profile
-        self.hub.settings = settings.model_copy(update={"CONNECTION_REGISTRY": False})
+        self.hub.use_settings(settings.model_copy(update={"CONNECTION_REGISTRY": False}))
         if self.hub.beating:
             self.hub.resume_beats()  # at the interval that holds now
         for event in self._events("started"):

@@ -26,6 +26,11 @@ STOP_TIMEOUT = 20.0
 """Seconds that it has to end."""
 DEFAULTS = {"DRAIN_SECONDS": 0.0, "DRAIN_TIMEOUT": 0.5}
 """Settings of a test server that differ from a site's: nobody wants to wait long for it to stop."""
+NOT_ITS_OWN = {
+    *("AUTHENTICATE", "AUTHENTICATION_TIMEOUT", "CHANNEL_LAYER", "CLOSE_ON_SESSION_END", "CONNECTION_REGISTRY"),
+    *("REQUIRE_ORIGIN", "SYNC_THREADS"),
+}
+"""Settings that a test server cannot have otherwise than its process, or not at all."""
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -48,9 +53,9 @@ class DemoWebsocketServer(Controls):
 
     ``address`` is a host and a port; port 0 is one that is free, and stays the same from then on. Providers of
     OpenTelemetry default to the global ones. ``profile`` is the name of a profile that it begins with, and ``faults``
-    are faults besides. Settings are those of ``REALTIME``, in lower case, such as ``heartbeat_interval=0.1``.
-    WebSockets are served on ``paths``. Raises ``ValueError`` for an address, a profile, faults or a setting that
-    cannot be.
+    are faults besides. Settings are those of ``REALTIME``, in lower case, such as ``heartbeat_interval=0.1``, but for
+    those that hold for the whole process, such as ``AUTHENTICATE``. WebSockets are served on ``paths``. Raises
+    ``ValueError`` for an address, a profile, faults or a setting that cannot be.
 
     Start and stop it, or use it as a context manager, in synchronous and in asynchronous code.
     """
@@ -74,6 +79,7 @@ class DemoWebsocketServer(Controls):
         providers = {"TRACER_PROVIDER": tracer_provider, "METER_PROVIDER": meter_provider}
         given = {name: provider for name, provider in providers.items() if provider is not None}
         own = {name.upper(): value for name, value in settings.items()}
+        refuse_others(own)
         self.settings = Settings.model_validate({**dict(get_settings()), **DEFAULTS, **own, **given})
         self._begin_with = by_name(profile) if isinstance(profile, str) else profile
         self._faults = Suffering((*(() if self._begin_with is None else self._begin_with.faults), *faults))
@@ -205,6 +211,7 @@ class DemoWebsocketServer(Controls):
 
     def settings_with(self, changes: dict[str, Any]) -> Settings:
         """Return the settings with these changes. Raises ``ValueError`` for some that cannot be."""
+        refuse_others(changes)
         return Settings.model_validate({**dict(self.settings), **changes}) if changes else self.settings
 
     def set_up(self, engine: Engine) -> None:
@@ -270,6 +277,12 @@ class _EngineThread(threading.Thread):
         self.started.set_result(port)
         await self.stopping.wait()
         await self.engine.stop()
+
+
+def refuse_others(names: Iterable[str]) -> None:
+    """Raise ``ValueError`` for names of settings that would do nothing."""
+    if others := sorted(NOT_ITS_OWN.intersection(names)):
+        raise ValueError(f"a test server has no {', '.join(others)} of its own: they hold for the whole process")
 
 
 def parse_address(address: str) -> tuple[str, int]:

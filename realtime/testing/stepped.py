@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import sys
 import time
 from collections.abc import Callable
 from contextvars import Context
@@ -12,6 +13,7 @@ from typing import Any
 from ..conf import Settings
 from ..events import BeatEvent, next_slot
 from ..hub import Hub
+from ..limits import Door
 from ..protocol import TOPIC_HEARTBEAT
 
 MOST_EVENTS = 100_000
@@ -48,15 +50,33 @@ class Timer:
             self._handle.cancel()
 
 
+class SteppedDoor(Door):
+    """Be a door whose limits can change while connections are there."""
+
+    def use(self, settings: Settings) -> None:
+        """Have the limits be those of ``settings``."""
+        self._settings = settings
+
+    def _count(self, kind: str, whose: str, limit: int | None) -> bool:
+        # Who came while there was no limit leaves when there may be one, and is counted so long.
+        return super()._count(kind, whose, sys.maxsize if limit is None else limit)
+
+
 class SteppedHub(Hub):
     """Be the hub of one session of a test server."""
 
     def __init__(self, layer: Any, settings: Settings, *, offset: float = 0.0, beating: bool = True) -> None:
         super().__init__(layer, settings)
+        self.door: SteppedDoor = SteppedDoor(settings)
         self.offset = offset
         """By how many seconds the clock was put forward."""
         self.beating = beating
         self.timers: dict[Timer, None] = {}
+
+    def use_settings(self, settings: Settings) -> None:
+        """Have these settings from now on."""
+        self.settings = settings
+        self.door.use(settings)
 
     def call_later(self, delay: float, call: Callable[[], None]) -> Timer:
         """Call ``call`` in ``delay`` seconds of this clock."""
