@@ -106,7 +106,8 @@ class DemoWebsocketServer(Controls):
         thread = self._launch()
         try:
             async with asyncio.timeout(START_TIMEOUT):
-                self._port = await asyncio.wrap_future(thread.started)
+                # Whoever is no longer waiting must not cancel what the thread is to say.
+                self._port = await asyncio.shield(asyncio.wrap_future(thread.started))
         except BaseException:
             self._give_up(thread)
             raise
@@ -123,6 +124,8 @@ class DemoWebsocketServer(Controls):
         self._running = None
         if thread.started.done() and thread.started.exception() is not None:
             thread.join(STOP_TIMEOUT)  # it has nothing left to do
+        else:
+            thread.started.add_done_callback(thread.stop)  # it may still be about to listen
 
     def stop(self) -> None:
         """Close every connection with 1001, and end. Raises ``RuntimeError`` when it is not started."""
@@ -134,7 +137,7 @@ class DemoWebsocketServer(Controls):
         """Do what ``stop`` does, on a running event loop."""
         thread = self._leave()
         async with asyncio.timeout(STOP_TIMEOUT):
-            await asyncio.wrap_future(thread.ended)
+            await asyncio.shield(asyncio.wrap_future(thread.ended))  # it ends, whether or not anybody waits
         thread.join(STOP_TIMEOUT)  # it has nothing left to do
 
     def _leave(self) -> _EngineThread:
@@ -143,7 +146,7 @@ class DemoWebsocketServer(Controls):
             if thread is None or not thread.started.done():
                 raise RuntimeError("the server is not started")
             self._running = None
-        thread.loop.call_soon_threadsafe(thread.stopping.set)
+        thread.stop()
         return thread
 
     def __enter__(self) -> DemoWebsocketServer:
@@ -259,6 +262,11 @@ class _EngineThread(threading.Thread):
         self.started: Future[int] = Future()
         """The port that the engine listens on."""
         self.ended: Future[None] = Future()
+
+    def stop(self, _: object = None) -> None:
+        """Have the engine, if it has started, stop."""
+        if self.started.exception() is None:
+            self.loop.call_soon_threadsafe(self.stopping.set)
 
     def run(self) -> None:
         try:
