@@ -32,7 +32,7 @@ from realtime.testing.server import parse_address
 from realtime.testing.transcript import Log
 
 from .live import Client, eventually
-from .raw import CLOSE, PING, PONG, Raw, frame
+from .raw import CLOSE, PING, PONG, Raw, frame, handshake
 
 STARTS = int(os.environ.get("DEMOWS_STARTS", "20"))
 """How often the server is started to see whether it leaves anything behind."""
@@ -197,6 +197,84 @@ def test_other_address_raises(address: str) -> None:
 def test_unknown_setting_raises() -> None:
     with pytest.raises(ValueError, match="HARTBEAT"):
         DemoWebsocketServer(hartbeat=1)
+
+
+@pytest.mark.parametrize("setting", [{"require_origin": True}, {"sync_threads": 1}, {"authenticate": None}])
+def test_setting_that_would_do_nothing_raises(setting: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"a test server has no {next(iter(setting)).upper()} of its own"):
+        DemoWebsocketServer(**setting)
+
+
+def engine_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name == "demows-engine"]
+
+
+@pytest.fixture
+def slow_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that takes a while until it listens."""
+    start = Engine.start
+
+    async def start_slowly(self: Engine, host: str, port: int) -> int:
+        await asyncio.sleep(0.3)
+        return await start(self, host, port)
+
+    monkeypatch.setattr(Engine, "start", start_slowly)
+
+
+async def nothing_is_left(server: DemoWebsocketServer) -> None:
+    """Assert that the server's thread ends, and that it can be started again."""
+    await eventually(lambda: not engine_threads())
+    assert not server.running
+
+
+@pytest.mark.usefixtures("slow_start")
+async def test_start_that_is_cancelled_leaves_no_engine_behind() -> None:
+    server = DemoWebsocketServer("127.0.0.1:0")
+    starting = asyncio.create_task(server.astart())
+    await eventually(engine_threads)
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    await nothing_is_left(server)
+    async with server, Client(server.url) as client:
+        await client.echo()
+
+
+@pytest.mark.usefixtures("slow_start")
+async def test_start_that_takes_too_long_leaves_no_engine_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("realtime.testing.server.START_TIMEOUT", 0.05)
+    server = DemoWebsocketServer("127.0.0.1:0")
+    for start in (server.astart, lambda: asyncio.to_thread(server.start)):
+        with pytest.raises(TimeoutError):
+            await start()
+        await nothing_is_left(server)
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_stop_that_is_cancelled_stops_nevertheless(server: DemoWebsocketServer) -> None:
+    async with Raw(server.port) as raw:  # which does not answer the close frame
+        await raw.open()
+        stopping = asyncio.create_task(server.astop())
+        assert await raw.closed() == (1001, "server shutdown")
+        stopping.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await stopping
+        await raw.ended()
+    await nothing_is_left(server)
+
+
+async def test_handshake_that_comes_while_it_stops_begins_no_session(server: DemoWebsocketServer) -> None:
+    async with Raw(server.port) as staying, Raw(server.port) as late:
+        await staying.open()
+        await late.send(b"GET ")
+        await eventually(lambda: len(server.engine.sockets) == 2)
+        engine = server.engine
+        stopping = asyncio.create_task(server.astop())
+        assert await staying.closed() == (1001, "server shutdown")
+        await late.send(handshake("/ws/?session=late").removeprefix(b"GET "))
+        assert (await late.head()).startswith("HTTP/1.1 503 ")
+        await stopping
+        assert list(engine.namespaces) == [""]
 
 
 async def test_context_manager_of_a_server_that_was_stopped_within() -> None:

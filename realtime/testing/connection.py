@@ -263,12 +263,16 @@ class ServerConnection(asyncio.Protocol):
         self.path = unquote(self.path)
         self.user_agent = request.headers.get_all("User-Agent")[0] if "User-Agent" in request.headers else ""
         response = ServerProtocol().accept(request)
-        if response.status_code == HTTPStatus.SWITCHING_PROTOCOLS:
+        late = self._engine.stopping
+        if response.status_code == HTTPStatus.SWITCHING_PROTOCOLS and not late:
             self._engine.enter(self)
         self._log("received", "handshake", "\n".join(lines).encode("utf-8", "surrogateescape"))
         if response.status_code != HTTPStatus.SWITCHING_PROTOCOLS:
             headers = [(name, value) for name, value in response.headers.raw_items() if name != "Content-Length"]
             self._respond(response.status_code, headers, bytes(response.body or b""))
+            return
+        if late:
+            self._respond(HTTPStatus.SERVICE_UNAVAILABLE, [("Retry-After", "1")])
             return
         self._answer = {"accept": response.headers["Sec-WebSocket-Accept"], "fault": None}
         fault = self.interposer.handshake() if self.interposer is not None else None

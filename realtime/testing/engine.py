@@ -53,6 +53,8 @@ class Engine:
         """By how many seconds the clock of new sessions is put forward."""
         self.beating = True
         """Whether new sessions have heartbeats."""
+        self.stopping = False
+        """Whether it was told to stop: no session begins any more."""
         self.sockets: dict[ServerConnection, None] = {}
         """Every TCP connection, whatever became of it."""
         self._ids = itertools.count(1)
@@ -94,6 +96,7 @@ class Engine:
 
     async def stop(self) -> None:
         """Close every connection with 1001, wait a little until clients have answered, and listen no more."""
+        self.stopping = True
         for sock in self._listening:
             asyncio.get_running_loop().remove_reader(sock)
             sock.close()
@@ -108,8 +111,10 @@ class Engine:
     # Sessions
 
     def namespace(self, name: str) -> Namespace:
-        """Return the session of this name, which begins if there is none."""
+        """Return the session of this name, which begins if there is none. Raises ``RuntimeError`` when it stops."""
         namespace = self.namespaces.get(name)
+        if namespace is None and self.stopping:
+            raise RuntimeError("the server was stopped")
         if namespace is None:
             namespace = Namespace(name, self.settings, offset=self.offset, beating=self.beating)
             self.namespaces[name] = namespace
