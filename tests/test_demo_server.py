@@ -421,6 +421,23 @@ async def test_close_after_a_delay_waits_for_the_clock(server: DemoWebsocketServ
     assert (await client.closed())[0] == 1012
 
 
+async def test_connections_of_before_a_delayed_close_do_not_count_once_it_has_come(
+    server: DemoWebsocketServer, client: Client
+) -> None:
+    server.close(CloseMessage(code=1012), delay=3600)
+    assert (await server.await_for_connection()).number == 1
+    async with Client(server.url) as second:
+        await second.echo()
+        server.advance(3600)
+        assert (await client.closed())[0] == 1012
+        for chosen in (server, server.session("")):
+            with pytest.raises(TimeoutError):
+                await chosen.await_for_connection(timeout=0.01)
+        await second.echo()
+        async with Client(server.url):
+            assert (await server.await_for_connection()).number == 3
+
+
 async def test_close_in_the_middle_of_a_message_comes_after_a_part_of_it(server: DemoWebsocketServer) -> None:
     async with Raw(server.port) as raw:
         await raw.open()

@@ -217,3 +217,43 @@ async def test_session_with_no_faults_has_none_of_all_the_others(server: DemoWeb
 def test_faults_of_a_connection_that_there_is_not_raise(server: DemoWebsocketServer) -> None:
     with pytest.raises(LookupError, match="no connection '99'"):
         server.faults("99")
+
+
+async def test_limits_of_connections_hold_at_once_and_count_those_that_are_there(server: DemoWebsocketServer) -> None:
+    def one(setting: str) -> Profile:
+        return Profile(name="one", summary="", good_client="", settings={setting: 1})
+
+    for setting, status in (("MAX_CONNECTIONS", 503), ("MAX_CONNECTIONS_PER_ADDRESS", 429)):
+        server.reset()
+        async with Client(server.url):
+            server.use_profile(one(setting))
+            with pytest.raises(InvalidStatus) as refused:
+                async with Client(server.url):
+                    pass
+            assert refused.value.response.status_code == status
+        async with Client(server.url) as client:
+            await client.echo()
+            server.use_profile(None)
+            async with Client(server.url) as second:
+                await second.echo()
+
+
+def test_profile_with_a_setting_that_would_do_nothing_raises(server: DemoWebsocketServer) -> None:
+    with pytest.raises(ValueError, match="no CHANNEL_LAYER, REQUIRE_ORIGIN of its own"):
+        server.use_profile(
+            Profile(name="x", summary="", good_client="", settings={"REQUIRE_ORIGIN": True, "CHANNEL_LAYER": "default"})
+        )
+
+
+@pytest.mark.parametrize("since", ["connected", "started"])
+async def test_connection_that_a_profile_closes_is_not_waited_for(server: DemoWebsocketServer, since: str) -> None:
+    server.use_profile(moment(since=since, after=5.0))
+    async with Client(server.url) as client:
+        await client.echo()
+        server.advance(5)
+        assert await client.closed() == (4001, "now")
+        for chosen in (server, server.session("")):
+            with pytest.raises(TimeoutError):
+                await chosen.await_for_connection(timeout=0.01)
+        async with Client(server.url):
+            assert (await server.await_for_connection()).number == 2

@@ -213,13 +213,20 @@ class Controls:
                 chosen.send_frame(HALF_A_MESSAGE)
             close_connection(chosen, message)
 
+        def close_in(namespace: Namespace, chosen: list[ServerConnection]) -> None:
+            for each in chosen:
+                close_one(each)
+            namespace.forget_arrivals()
+
         def close_chosen() -> int:
             chosen = self._chosen(connection)
+            if delay:
+                for namespace in self._namespaces():
+                    if its_own := [each for each in chosen if each.namespace is namespace]:
+                        namespace.hub.call_later(delay, partial(close_in, namespace, its_own))
+                return len(chosen)
             for each in chosen:
-                if delay and each.namespace is not None:
-                    each.namespace.hub.call_later(delay, partial(close_one, each))
-                else:
-                    close_one(each)
+                close_one(each)
             self._forget_arrivals()
             return len(chosen)
 

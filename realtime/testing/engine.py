@@ -116,7 +116,7 @@ class Engine:
         if namespace is None and self.stopping:
             raise RuntimeError("the server was stopped")
         if namespace is None:
-            namespace = Namespace(name, self.settings, offset=self.offset, beating=self.beating)
+            namespace = Namespace(name, self.settings, self.arrivals, offset=self.offset, beating=self.beating)
             self.namespaces[name] = namespace
             if self.profile is not None:
                 namespace.use_profile(self.profile, self.profile_settings)

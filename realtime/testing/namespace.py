@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -70,18 +70,28 @@ class Arrivals:
     """Remember which connections were opened and have not been waited for."""
 
     def __init__(self) -> None:
-        self._new: deque[ConnectionInfo] = deque(maxlen=REMEMBERED)
+        self._new: OrderedDict[str, ConnectionInfo] = OrderedDict()
         self._waiters: set[asyncio.Future[None]] = set()
 
     def add(self, connection: ConnectionInfo) -> None:
-        self._new.append(connection)
+        self._new[connection.id] = connection
+        if len(self._new) > REMEMBERED:
+            self._new.popitem(last=False)
         for waiter in self._waiters:
             if not waiter.done():
                 waiter.set_result(None)
 
-    def forget(self) -> None:
-        """Take all that have come until now for old."""
-        self._new.clear()
+    def forget(self, connection: str | None = None) -> None:
+        """Take all that have come until now for old, or the one with this id."""
+        if connection is None:
+            self._new.clear()
+        else:
+            self._new.pop(connection, None)
+
+    def forget_session(self, name: str) -> None:
+        """Take all that have come until now in one session for old."""
+        for connection in [info.id for info in self._new.values() if info.session == name]:
+            del self._new[connection]
 
     @property
     def count(self) -> int:
@@ -97,15 +107,20 @@ class Arrivals:
             finally:
                 self._waiters.discard(waiter)
         for _ in range(count - 1):
-            self._new.popleft()
-        return self._new.popleft()
+            self._new.popitem(last=False)
+        return self._new.popitem(last=False)[1]
 
 
 class Namespace:
     """Be one session."""
 
-    def __init__(self, name: str, settings: Settings, *, offset: float = 0.0, beating: bool = True) -> None:
+    def __init__(
+        self, name: str, settings: Settings, everybody: Arrivals, *, offset: float = 0.0, beating: bool = True
+    ) -> None:
         self.name = name
+        self.forgotten = False
+        """Whether it was reset, so that nothing more of it is to be seen."""
+        self._everybody = everybody
         self.hub = SteppedHub(InMemoryChannelLayer(capacity=CAPACITY), settings, offset=offset, beating=beating)
         self.hub.start()
         self.connections: dict[str, ServerConnection] = {}
@@ -164,7 +179,18 @@ class Namespace:
     def _close_later(self, connection: ServerConnection, event: CloseEvent, after: float) -> None:
         # The same connection, by its number, is closed at the same moment each time.
         delay = after + Random(f"{event.after}:{connection.number}").uniform(0.0, event.spread)
-        self._later(delay, partial(close_connection, connection, event.message))
+        self._later(delay, partial(self._close_now, connection, event.message))
+
+    def _close_now(self, connection: ServerConnection, message: CloseMessage) -> None:
+        # Others may have come back already from a close that is spread over some time: those count.
+        for arrivals in (self.arrivals, self._everybody):
+            arrivals.forget(connection.id)
+        close_connection(connection, message)
+
+    def forget_arrivals(self) -> None:
+        """Take all connections that have come until now for old, whoever waits for them."""
+        self.arrivals.forget()
+        self._everybody.forget_session(self.name)
 
     def open_connections(self, chosen: str | None = None) -> list[ServerConnection]:
         """Return the connections that are open, or the one with this id if it is."""
