@@ -602,6 +602,7 @@ async def test_reset_of_a_session_begins_anew(server: DemoWebsocketServer) -> No
         assert (await client.closed())[0] == 1006
         await other.echo()
         assert session.connections == []
+        assert session.transcript.entries == []
     async with Client(session.url):
         assert (await session.await_for_connection()).number == 1
 

@@ -769,7 +769,8 @@ class ServerConnection(asyncio.Protocol):
     ) -> None:
         session = "" if self.namespace is None else self.namespace.name
         seconds = time.monotonic() - self._began
-        self._engine.log.add(Entry(self.id, session, direction, kind, seconds, time.time(), data, frame, note))
+        entry = Entry(self.id, session, direction, kind, seconds, time.time(), data, frame, note)
+        self._engine.log.add(entry, keep=self.namespace is None or not self.namespace.forgotten)
 
 
 def weight(step: Step) -> int:

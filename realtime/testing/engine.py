@@ -136,6 +136,7 @@ class Engine:
         namespace = self.namespaces.pop(name, None)
         if namespace is None:
             return
+        namespace.forgotten = True
         for connection in list(namespace.connections.values()):
             connection.drop()
         self.log.clear(name)

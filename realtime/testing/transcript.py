@@ -208,7 +208,10 @@ class Log:
         self._most, self._most_bytes = entries, size
         self._size = 0
 
-    def add(self, entry: Entry) -> None:
+    def add(self, entry: Entry, *, keep: bool = True) -> None:
+        """Take note of an entry, which is kept unless it is of a session that was forgotten."""
+        if not keep:
+            return
         with self.changed:
             self.entries.append(entry)
             self.added += 1

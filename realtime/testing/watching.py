@@ -67,8 +67,8 @@ class WatchedLog(Log):
         self._paths: dict[str, str] = {}
         self._closes: dict[str, str] = {}
 
-    def add(self, entry: Entry) -> None:
-        super().add(entry)
+    def add(self, entry: Entry, *, keep: bool = True) -> None:
+        super().add(entry, keep=keep)
         if entry.kind == "handshake" and entry.direction == "received":
             self._paths[entry.connection] = (entry.text or "").partition("\n")[0].removeprefix("GET ")
         elif entry.kind == "handshake":
