@@ -25,7 +25,7 @@ from realtime import client as realtime_client
 from realtime.conf import get_settings
 from realtime.exceptions import UnknownTopic
 from realtime.protocol import CloseMessage, SubscribeRequest
-from realtime.testing import DemoWebsocketServer
+from realtime.testing import DemoWebsocketServer, faults
 from realtime.testing.engine import Engine
 from realtime.testing.namespace import ConnectionInfo
 from realtime.testing.server import parse_address
@@ -547,6 +547,28 @@ def test_clock_cannot_be_put_forward_by_that(server: DemoWebsocketServer, second
     server.session("a").pause_beats()
     with pytest.raises(ValueError, match="put forward"):
         server.advance(seconds)
+
+
+async def test_clock_of_no_session_is_put_forward_when_one_cannot_be() -> None:
+    async with DemoWebsocketServer("127.0.0.1:0", heartbeat_interval=0.001) as server:
+        server.session("first").pause_beats()
+        async with Client(server.session("second").url, max_queue=None) as client:
+            await client.subscribe("heartbeat")
+            with pytest.raises(ValueError, match="0 to 100 s"):
+                server.advance(101)
+        assert [server.session(name).ahead for name in ("first", "second")] == [0.0, 0.0]
+
+
+async def test_clock_is_not_put_forward_by_what_too_much_happens_in(
+    server: DemoWebsocketServer, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("realtime.testing.stepped.MOST_EVENTS", 10)
+    server.set_faults([faults.PingFlood(count=1000, rate=1.0)])
+    with pytest.raises(ValueError, match="over 20 things happened"):
+        server.advance(100)
+    server.advance(10)
+    assert server.session("").ahead == pytest.approx(30, abs=2)
+    await client.echo()
 
 
 # Sessions

@@ -129,18 +129,33 @@ class SteppedHub(Hub):
 
         Raises ``ValueError`` for a time that is negative, or in which too much would happen.
         """
-        interval = self.settings.HEARTBEAT_INTERVAL
-        most = MOST_EVENTS * interval if self._beats else math.inf
-        if not 0 <= seconds <= most or seconds == math.inf:
-            raise ValueError(f"the clock can be put forward by 0 to {most:g} s at once, but not by {seconds!r} s")
+        self.check(seconds)
         self._cancel_beat()
         end = self.now() + seconds
+        try:
+            await self._do_until(end)
+            self._step(max(0.0, end - self.now()))
+        finally:
+            for timer in self.timers:
+                timer.arm()
+            self._cancel_beat()
+            if self.subscribers(TOPIC_HEARTBEAT):
+                self._schedule_beat()
+
+    def check(self, seconds: float) -> None:
+        """Raise ``ValueError`` for a time by which the clock cannot be put forward, as far as that shows beforehand."""
+        most = MOST_EVENTS * self.settings.HEARTBEAT_INTERVAL if self._beats else math.inf
+        if not 0 <= seconds <= most or seconds == math.inf:
+            raise ValueError(f"the clock can be put forward by 0 to {most:g} s at once, but not by {seconds!r} s")
+
+    async def _do_until(self, end: float) -> None:
+        interval = self.settings.HEARTBEAT_INTERVAL
         for count in range(2 * MOST_EVENTS):
             slot = next_slot(interval, self.now()) if self._beats else math.inf
             timer = min(self.timers, key=lambda timer: timer.when, default=None)
             when = min(slot, math.inf if timer is None else timer.when)
             if when > end:
-                break
+                return
             self._step(max(0.0, when - self.now()))
             if timer is not None and timer.when <= slot:
                 timer.fire()
@@ -149,12 +164,10 @@ class SteppedHub(Hub):
                 self._beat(BeatEvent(slot=slot, sent_at=slot))
             if count % EVENTS_A_TURN == EVENTS_A_TURN - 1:
                 await asyncio.sleep(0)
-        self._step(max(0.0, end - self.now()))
-        for timer in self.timers:
-            timer.arm()
-        self._cancel_beat()
-        if self.subscribers(TOPIC_HEARTBEAT):
-            self._schedule_beat()
+        raise ValueError(
+            f"over {2 * MOST_EVENTS:,} things happened before the clock was put forward by all of that: "
+            f"{end - self.now():g} s are left"
+        )
 
     def _step(self, seconds: float) -> None:
         self.offset += seconds
