@@ -288,3 +288,17 @@ def test_console_script_is_the_command_line() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     module, _, name = project["scripts"]["demows"].partition(":")
     assert callable(getattr(import_module(module), name))
+
+
+def test_ready_file_of_a_run_that_was_killed_is_removed_first(tmp_path: Path) -> None:
+    ready = tmp_path / "ready.json"
+    ready.write_text("{}")
+    done = demows("serve", "--ready-file", str(ready), "--profile", "zombi")
+    assert done.returncode == 1
+    assert not ready.exists()
+
+
+def test_ready_file_that_is_a_directory_is_said_in_a_sentence(tmp_path: Path) -> None:
+    done = demows("serve", "--ready-file", str(tmp_path))
+    assert done.returncode == 1
+    assert f"demows: cannot write --ready-file {tmp_path}: " in done.stderr

@@ -122,6 +122,8 @@ def _serve(options: argparse.Namespace) -> None:
     from .server import DemoWebsocketServer
     from .watching import Watcher
 
+    if options.ready_file is not None:
+        remove_stale(options.ready_file)
     interval = options.heartbeat_interval
     settings = {} if interval is None else {"heartbeat_interval": interval}
     try:
@@ -217,6 +219,14 @@ def read_faults(text: str | None) -> tuple[faults.Fault, ...]:
         raise CommandError(
             f"--faults is {text!r}, which is no JSON list and cannot be read: {error.strerror}"
         ) from None
+
+
+def remove_stale(path: Path) -> None:
+    """Remove the file of a run that was killed, or whoever waits for it would take this one for ready."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise CommandError(f"cannot write --ready-file {path}: {error.strerror}") from None
 
 
 @contextmanager
