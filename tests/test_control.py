@@ -18,6 +18,7 @@ from realtime import Topic, __version__
 from realtime.testing import DemoWebsocketServer
 from realtime.testing.control import ControlServer
 from realtime.testing.profiles import PROFILES
+from realtime.testing.stepped import SteppedHub
 
 from .control_client import JSON, Control
 from .live import TIMEOUT, Client, eventually
@@ -594,6 +595,21 @@ async def test_body_that_is_too_large_is_a_413(control: Control, chunked: bool) 
     assert (await control.request("POST", "close", content=sent, headers=headers)).error[:2] == (413, "TOO_LARGE")
 
 
+async def test_client_that_leaves_before_its_body_has_come_has_nothing_done(
+    server: DemoWebsocketServer, api: ControlServer, control: Control, client: Client
+) -> None:
+    for body in (b"", b'{"code": 1012'):
+        with socket.create_connection(("127.0.0.1", api.port)) as leaving:
+            leaving.sendall(
+                b"POST /close HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+                b"Content-Length: 30\r\n\r\n" + body
+            )
+            await control.get("clock")  # by now the head has been read
+        await control.get("clock")
+    await asyncio.sleep(0.2)
+    await client.echo()
+
+
 async def test_path_that_there_is_not_is_a_404(chosen: Control) -> None:
     status, code, message = (await chosen.request("GET", "nothing")).error
     assert (status, code) == (404, "NOT_FOUND")
@@ -613,6 +629,22 @@ async def test_server_that_was_stopped_is_a_409(server: DemoWebsocketServer, cho
     await server.astop()
     for method, path in (("GET", "connections"), ("POST", "close"), ("POST", "wait"), ("POST", "reset")):
         assert (await chosen.request(method, path)).error == (409, "CONFLICT", "the server is not started")
+
+
+async def test_operation_that_is_under_way_at_the_stop_is_a_409(
+    server: DemoWebsocketServer, control: Control, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = threading.Event()
+
+    async def never(self: SteppedHub, seconds: float) -> None:
+        begun.set()
+        await asyncio.sleep(3600)
+
+    monkeypatch.setattr(SteppedHub, "advance", never)
+    asking = asyncio.create_task(control.request("POST", "clock/advance", {"seconds": 1}))
+    await asyncio.to_thread(begun.wait, TIMEOUT)
+    await server.astop()
+    assert (await asking).error == (409, "CONFLICT", "the server was stopped")
 
 
 async def test_mistake_of_its_own_is_a_500_that_tells_nothing(

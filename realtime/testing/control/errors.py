@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from typing import Any
 
@@ -61,6 +62,8 @@ def told() -> Iterator[None]:
         raise HTTPException(422, str(error)) from None
     except (RuntimeError, TimeoutError) as error:
         raise HTTPException(409, str(error)) from None
+    except CancelledError:  # the engine's, of a request that was under way
+        raise HTTPException(409, "the server was stopped") from None
 
 
 def sentence(details: Sequence[Any]) -> str:

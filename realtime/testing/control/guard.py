@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -39,7 +40,10 @@ class Guard:
             return
         refused = self._refused(Headers(scope=scope))
         if refused is None:
-            body = await read_body(receive)
+            try:
+                body = await read_body(receive)
+            except ClientDisconnect:  # whoever asked has not said all of it
+                return
             if body is not None:
                 await self._app(scope, replaying(body, receive), send)
                 return
@@ -67,10 +71,12 @@ class Guard:
 
 
 async def read_body(receive: Receive) -> bytes | None:
-    """Return the whole body of a request, or None if it is too large."""
+    """Return the whole body of a request, or None if it is too large. Raises ``ClientDisconnect``."""
     parts, size, more = [], 0, True
     while more:
         message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
         parts.append(message.get("body", b""))
         size += len(parts[-1])
         more = message.get("more_body", False)
