@@ -7,6 +7,7 @@ import sys
 import tomllib
 import zipfile
 from collections.abc import Iterator
+from configparser import ConfigParser
 from email.message import Message
 from email.parser import Parser
 from pathlib import Path, PurePosixPath
@@ -115,9 +116,14 @@ def test_metadata_say_what_pyproject_says(metadata: Message) -> None:
     assert metadata.get_payload() == (ROOT / "README.md").read_text()
 
 
-def test_wheel_has_the_command_line(wheel: zipfile.ZipFile) -> None:
+def test_wheel_has_the_command_line_and_the_pytest_plugin(wheel: zipfile.ZipFile) -> None:
     [name] = [name for name in wheel.namelist() if name.endswith(".dist-info/entry_points.txt")]
-    assert "[console_scripts]\ndemows = realtime.__main__:main\n" in wheel.read(name).decode()
+    entries = ConfigParser()
+    entries.read_string(wheel.read(name).decode())
+    assert {section: dict(entries[section]) for section in entries.sections()} == {
+        "console_scripts": {"demows": "realtime.__main__:main"},
+        "pytest11": {"demows": "realtime.pytest_plugin"},
+    }
 
 
 IMPORTS = [
