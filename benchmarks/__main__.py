@@ -14,7 +14,7 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from functools import reduce
+from functools import partial, reduce
 from itertools import product
 from pathlib import Path
 from statistics import median
@@ -101,7 +101,8 @@ async def compare(step: Step, place: Place, progress: Steps) -> dict[str, Any]:
     progress.begin(f"{what}: {clients}{', '.join(step.sites)}")
     figures: dict[str, Any] = {"figures": {}, "ratios": {}}
     for sites in step.batches:
-        batch = await beside(step, sites, place, lambda text: progress.detail(f"{what}: {text}"))
+        tell = partial(_tell, progress, what)
+        batch = await beside(step, sites, place, tell, with_profile=step.profiled and not figures["figures"])
         for name, values in batch.items():
             known = figures.get(name, {})
             figures[name] = {**known, **values, **known}  # what realtime did beside the first ones stands
@@ -112,7 +113,13 @@ async def compare(step: Step, place: Place, progress: Steps) -> dict[str, Any]:
     }
 
 
-async def beside(step: Step, names: list[str], place: Place, tell: Callable[[str], None]) -> dict[str, Any]:
+def _tell(progress: Steps, what: str, text: str) -> None:
+    progress.detail(f"{what}: {text}")
+
+
+async def beside(
+    step: Step, names: list[str], place: Place, tell: Callable[[str], None], *, with_profile: bool
+) -> dict[str, Any]:
     """Run some of a step's sites, and measure them."""
     async with AsyncExitStack() as stack:
 
@@ -125,7 +132,7 @@ async def beside(step: Step, names: list[str], place: Place, tell: Callable[[str
             tasks = {name: group.create_task(connected(name)) for name in names}
         sites = {name: task.result() for name, task in tasks.items()}
         figures: dict[str, Any] = await in_turn(sites, step, tell)
-        if step.profiled:
+        if with_profile:
             tell("profile of realtime")
             figures["profile"] = await profiled(sites["realtime"], place.directory)
     return figures

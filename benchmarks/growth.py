@@ -32,9 +32,9 @@ class Growth(Fanout):
         await super()._prepare()
         patience = time.monotonic() + CALM_TIMEOUT
         while time.monotonic() < patience:
-            cpu = self._server.cpu_seconds()
+            cpu = self.server.cpu_seconds()
             await asyncio.sleep(CALM_INTERVAL)
-            if self._server.cpu_seconds() - cpu < CALM * CALM_INTERVAL:
+            if self.server.cpu_seconds() - cpu < CALM * CALM_INTERVAL:
                 return
 
 

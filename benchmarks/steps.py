@@ -13,6 +13,8 @@ from .scenarios import Load, affordable
 from .sites import SITES, missing
 from .suite import SCENARIOS
 
+SITES_AT_ONCE = 4
+
 
 class Step(NamedTuple):
     """Be a scenario on a server with so many clients of each site: one row of the report."""
@@ -43,9 +45,14 @@ class Step(NamedTuple):
 
     @property
     def batches(self) -> Iterator[list[str]]:
-        """Yield realtime with some of its peers, and again with others: as many as there are descriptors for."""
+        """
+        Yield realtime with some of its peers, and again with others.
+
+        Clients that wait for their turn cost something too, as servers ping them, and there may be too few descriptors.
+        """
         own, *peers = self.sites
-        size = max(1, affordable(self.connections * len(self.sites)) // max(1, self.connections) - 1)
+        room = affordable(self.connections * len(self.sites)) // max(1, self.connections)
+        size = max(1, min(room, SITES_AT_ONCE) - 1)
         for start in range(0, max(1, len(peers)), size):
             yield [own, *peers[start : start + size]]
 
@@ -59,7 +66,9 @@ class Step(NamedTuple):
 
     @property
     def profiled(self) -> bool:
-        return self.options.profile and self.kind.profiled and profile_missing() is None
+        """Whether to look where the time goes: not where a child of the server's process spends it."""
+        in_one_process = self.server in ("daphne", "uvicorn")
+        return self.options.profile and self.kind.profiled and in_one_process and profile_missing() is None
 
     @property
     def command(self) -> str:

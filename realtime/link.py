@@ -187,6 +187,7 @@ class Link:
         self._said: set[str] = set()
         self._turn_began = self.loop.time()
         self._turn_size = 0
+        self._taking = asyncio.Lock()
 
     def _probe_name(self, shard: int) -> str:
         while True:
@@ -489,7 +490,8 @@ class Link:
 
     async def take(self, event: PublicationEvent | BeatEvent) -> None:
         """Act on an event of this process, which the layer would only bring back. It runs on the hub's event loop."""
-        await self._give_way(Context().run(self._act, event))  # what is written is written on behalf of nobody
+        async with self._taking:  # in turn, as each may have to give way before the next is written
+            await self._give_way(Context().run(self._act, event))  # what is written is written on behalf of nobody
 
     async def _give_way(self, size: int) -> None:
         """Count what is to be written, and have servers write it before that, or the turn, becomes too much."""

@@ -103,7 +103,7 @@ def tell_repetitions() -> None:
     for kind, complaint in list(_complaints.items()):
         if now - complaint.began >= REPEAT_AFTER:
             _tell_repetitions(kind, complaint)
-            del _complaints[kind]
+            _complaints.pop(kind, None)  # another thread's hub may have done the same
 
 
 def _tell_repetitions(kind: str, complaint: _Complaint) -> None:

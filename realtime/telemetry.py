@@ -103,6 +103,8 @@ Attributes = Mapping[Key, str | int]
 Origin = Context | SpanContext | str | None
 """Where a span comes from: a context, a span, or a ``traceparent`` as W3C's Trace Context has it."""
 
+SAMPLERS = {"StaticSampler", "TraceIdRatioBased", "ParentBased", "ParentBasedTraceIdRatio"}
+"""OpenTelemetry's samplers that decide by themselves, or ask others that can be seen."""
 NO_PROVIDERS = (otel_trace.ProxyTracerProvider, otel_trace.NoOpTracerProvider)
 ROOT = Context()
 """The context of a span that begins a trace."""
@@ -323,14 +325,15 @@ class Tracing:
     @property
     def _quick(self) -> bool:
         """Whether the provider's code can be called here, and not on a thread: all of it is OpenTelemetry's own."""
-        provider: Any = otel_trace.get_tracer_provider() if self.provider is None else self.provider
-        processors = getattr(getattr(provider, "_active_span_processor", None), "_span_processors", None)
-        if processors is None:
+        try:
+            provider: Any = otel_trace.get_tracer_provider() if self.provider is None else self.provider
+            processors = provider._active_span_processor._span_processors
+            if processors is not self._looked_at:  # a tuple, and another one when one is added
+                parts = [provider, provider.id_generator, *_samplers(provider.sampler), *processors]
+                self._waits_for_nothing = all(type(part).__module__.startswith("opentelemetry.sdk.") for part in parts)
+                self._looked_at = processors
+        except Exception:  # noqa: BLE001 - another provider's insides may be anything
             return False
-        if processors is not self._looked_at:  # a tuple, and another one when one is added
-            parts = [provider, provider.id_generator, *_samplers(provider.sampler), *processors]
-            self._waits_for_nothing = all(type(part).__module__.startswith("opentelemetry.sdk.") for part in parts)
-            self._looked_at = processors
         return self._waits_for_nothing
 
     def _start_here(
@@ -397,7 +400,9 @@ class Tracing:
 
 
 def _samplers(sampler: Any) -> list[Any]:
-    """Return a sampler and those it asks in turn."""
+    """Return a sampler and those it asks in turn, or None for one of which it is not known whom it asks."""
+    if type(sampler).__name__ not in SAMPLERS:
+        return [None]
     asked = [part for part in vars(sampler).values() if hasattr(part, "should_sample")]
     return [sampler, *(part for other in asked for part in _samplers(other))]
 

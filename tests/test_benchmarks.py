@@ -377,7 +377,7 @@ def test_peers_are_measured_in_batches_where_descriptors_are_few(monkeypatch: py
     monkeypatch.setattr(sys, "argv", ["benchmarks", "echo", "--server", "uvicorn", "--connections", "100"])
     [step] = steps(arguments())
     own, *peers = step.sites
-    assert [*step.batches] == [step.sites]
+    assert all(len(batch) <= 4 for batch in step.batches)
     monkeypatch.setattr("benchmarks.steps.affordable", lambda connections: min(connections, 399))
     batches = [*step.batches]
     assert all(batch[0] == own and len(batch) <= 3 for batch in batches)

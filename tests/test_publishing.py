@@ -85,6 +85,25 @@ async def test_publisher_that_does_not_wait_gives_way_to_others(monkeypatch: pyt
     assert turns >= 40
 
 
+async def test_publishers_side_by_side_give_way_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_layer(InMemoryChannelLayer())
+    connection = await subscribed(await started_hub(), "news")
+    monkeypatch.setattr(link, "LARGEST_TURN", 100)
+    most = seen = 0
+
+    async def other() -> None:
+        nonlocal most, seen
+        while True:
+            most, seen = max(most, len(connection.wire.data) - seen), len(connection.wire.data)
+            await asyncio.sleep(0)
+
+    task = asyncio.create_task(other())
+    await asyncio.gather(*(apublish_payload("news", f'"{number:048}"') for number in range(200)))
+    task.cancel()
+    assert [int(text) for text in connection.wire.data] == [*range(200)]
+    assert most <= 5
+
+
 async def test_publication_goes_through_a_layer_that_is_derived_from_the_in_memory_one() -> None:
     connection = await subscribed(await started_hub(), "news")
     assert isinstance(the_layer(), InMemoryChannelLayer)

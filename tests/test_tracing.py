@@ -1198,6 +1198,29 @@ async def test_provider_with_code_of_the_sites_own_is_called_on_our_thread() -> 
         assert await starts_in(provider) == {"realtime-telemetry"}
 
 
+@pytest.mark.parametrize("missing", ["sampler", "id_generator", "_active_span_processor"])
+async def test_provider_that_only_looks_like_opentelemetrys_is_called_on_our_thread(missing: str) -> None:
+    class Likeness:
+        def __init__(self) -> None:
+            self._provider = TracerProvider()
+
+        def __getattr__(self, name: str) -> Any:
+            if name == missing:
+                raise AttributeError(name)
+            return getattr(self._provider, name)
+
+    tracing = telemetry.Tracing(Likeness())
+    assert not tracing._quick
+    assert await tracing.start("a", SpanKind.INTERNAL, {}, None) is not None
+
+
+async def test_sampler_of_opentelemetrys_that_asks_who_knows_whom_is_called_on_our_thread() -> None:
+    class _CompositeSampler(OwnSampler):
+        __module__ = "opentelemetry.sdk.trace._sampling_experimental"
+
+    assert await starts_in(TracerProvider(sampler=_CompositeSampler())) == {"realtime-telemetry"}
+
+
 async def test_processor_that_is_added_later_is_noticed() -> None:
     provider = TracerProvider()
     tracing = telemetry.Tracing(provider)

@@ -173,11 +173,7 @@ def _load(application: str) -> None:
 
     This process does nothing but serve; within somebody's own it would not be ours to decide.
     """
-    module, _, _ = application.partition(":")
-    try:
-        import_module(module)
-    except Exception:  # noqa: BLE001 - the server imports it again, and says what is wrong
-        return
+    import_module(application.partition(":")[0])
     gc.collect()
     gc.freeze()
 
