@@ -87,11 +87,11 @@ class Raw:
 
     async def frame(self) -> tuple[int, bytes]:
         """Return the opcode and the payload of the next frame."""
-        head = await self._take(2)
+        head = await self.take(2)
         size = head[1] & 0x7F
         if size > 125:
-            size = int.from_bytes(await self._take(2 if size == 126 else 8))
-        return head[0] & 0x0F, await self._take(size)
+            size = int.from_bytes(await self.take(2 if size == 126 else 8))
+        return head[0] & 0x0F, await self.take(size)
 
     async def closed(self) -> tuple[int, str]:
         """Read on until the close frame, and return its code and reason; 1006 if the connection ends without."""
@@ -136,9 +136,6 @@ class Raw:
 
     async def take(self, count: int) -> bytes:
         """Return the next ``count`` bytes, whatever they are."""
-        return await self._take(count)
-
-    async def _take(self, count: int) -> bytes:
         while len(self._received) < count:
             await self._more()
         taken, self._received = self._received[:count], self._received[count:]

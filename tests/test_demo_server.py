@@ -442,8 +442,8 @@ async def test_close_in_the_middle_of_a_message_comes_after_a_part_of_it(server:
     async with Raw(server.port) as raw:
         await raw.open()
         server.close(CloseMessage(code=1012, reason="x"), mid_message=True)
-        assert await raw._take(2) == bytes([0x01, 38])
-        await raw._take(38)
+        assert await raw.take(2) == bytes([0x01, 38])
+        await raw.take(38)
         assert await raw.frame() == (CLOSE, (1012).to_bytes(2) + b"x")
 
 

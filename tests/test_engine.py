@@ -92,7 +92,7 @@ async def test_actions_stand_in_place_of_a_frame(server: DemoWebsocketServer) ->
     async with Raw(server.port) as client:
         await client.open()
         await client.send(raw.frame(raw.PING, b"x"))
-        assert await client._take(9) == b"any bytes"
+        assert await client.take(9) == b"any bytes"
         await client.send(raw.frame(raw.TEXT, ECHO))
         assert await client.frame() == (raw.TEXT, ANSWER)
 
@@ -108,7 +108,7 @@ async def test_wait_holds_back_all_that_follows_on_that_connection_alone(server:
         assert await other.frame() == (raw.TEXT, ANSWER)
         assert client._received == b""
         server.advance(HOUR)
-        assert await client._take(4) == b"late"
+        assert await client.take(4) == b"late"
         assert await client.frame() == (raw.TEXT, ANSWER)
 
 
@@ -130,7 +130,7 @@ async def test_drop_ends_the_connection(server: DemoWebsocketServer, reset: bool
     async with Raw(server.port) as client:
         await client.open()
         await client.send(raw.frame(raw.PING))
-        assert await client._take(1) == b"x"
+        assert await client.take(1) == b"x"
         server.advance(HOUR)
         with pytest.raises(ConnectionResetError if reset else EOFError):
             await client.frame()
@@ -161,7 +161,7 @@ async def test_reading_stops_and_goes_on(server: DemoWebsocketServer) -> None:
         assert not [entry for entry in server.transcript.received if entry.opcode == Opcode.TEXT]
         server.advance(HOUR)
         await writing
-        assert await client._take(5) == b"again"
+        assert await client.take(5) == b"again"
         assert await client.frame() == (raw.TEXT, ANSWER)
 
 
@@ -173,7 +173,7 @@ async def test_frame_of_the_client_can_go_unheeded(server: DemoWebsocketServer) 
     async with Raw(server.port) as client:
         await client.open()
         await client.send(raw.frame(raw.CLOSE, (1000).to_bytes(2)))
-        assert await client._take(2) == b"no"
+        assert await client.take(2) == b"no"
         await client.send(raw.frame(raw.TEXT, ECHO))
         assert await client.frame() == (raw.TEXT, ANSWER)
 
@@ -208,11 +208,11 @@ async def test_what_happens_by_itself_happens_by_the_clock(server: DemoWebsocket
     server.set_faults([Script(at_first=[Write(b"open")], ticks=[(HOUR, [Write(b"one")]), (HOUR, [Write(b"two")])])])
     async with Raw(server.port) as client:
         await client.open()
-        assert await client._take(4) == b"open"
+        assert await client.take(4) == b"open"
         server.advance(HOUR)
-        assert await client._take(3) == b"one"
+        assert await client.take(3) == b"one"
         server.advance(HOUR)
-        assert await client._take(3) == b"two"
+        assert await client.take(3) == b"two"
 
 
 async def test_faults_strike_a_connection_that_is_open_already(server: DemoWebsocketServer) -> None:
@@ -220,7 +220,7 @@ async def test_faults_strike_a_connection_that_is_open_already(server: DemoWebso
         await client.open()
         info = await server.await_for_connection()
         server.set_faults([Script(at_first=[Write(b"now")])], connection=info.id)
-        assert await client._take(3) == b"now"
+        assert await client.take(3) == b"now"
         server.set_faults([], connection=info.id)
         await client.send(raw.frame(raw.PING, b"x"))
         assert await client.frame() == (raw.PONG, b"x")
@@ -231,7 +231,7 @@ async def test_faults_of_a_session_are_its_own(server: DemoWebsocketServer) -> N
     async with Raw(server.port) as client, Client(server.url) as other:
         await client.open("/ws/?session=a")
         await client.send(raw.frame(raw.PING))
-        assert await client._take(1) == b"?"
+        assert await client.take(1) == b"?"
         await other.echo()
 
 
@@ -241,12 +241,12 @@ async def test_publications_of_the_hub_go_the_same_way(server: DemoWebsocketServ
         await client.open()
         await client.send_json({"type": "subscribe_request", "topic": "heartbeat"})
         for kind in (b'{"type":"subscribe_response"', b'{"type":"heartbeat"'):
-            head = await client._take(2)
+            head = await client.take(2)
             assert head[0] == 0x81
             assert head[1] & 0x80
-            mask = await client._take(4)
+            mask = await client.take(4)
             assert mask == b"mask"
-            payload = await client._take(head[1] & 0x7F)
+            payload = await client.take(head[1] & 0x7F)
             assert bytes(byte ^ mask[n % 4] for n, byte in enumerate(payload)).startswith(kind)
 
 

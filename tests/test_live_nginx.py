@@ -150,7 +150,7 @@ async def test_pages_pass_on_connections_that_are_kept(server: Server, tmp_path:
                 assert head.startswith("HTTP/1.1 200"), head
                 size = re.search(r"(?i)content-length: (\d+)", head)
                 assert size is not None
-                assert json.loads(await client._take(int(size[1]))) == {"status": "ok"}
+                assert json.loads(await client.take(int(size[1]))) == {"status": "ok"}
 
 
 # Time

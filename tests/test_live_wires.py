@@ -151,7 +151,7 @@ async def echoed(server: Server, size: int) -> bytes:
         await client.open()
         await client.send_json({"type": "echo_request", "echo": "x" * (size - ENVELOPE)})
         head = 2 if size < 126 else 4 if size < 65536 else 10
-        answer = await client._take(head + size)
+        answer = await client.take(head + size)
         await client.send(raw.frame(raw.CLOSE, b"\x03\xe8"))
         assert await client.closed() == (1000, "")
         return answer

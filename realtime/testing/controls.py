@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..events import PublicationEvent
@@ -16,6 +15,7 @@ from ..protocol import CloseMessage
 from ..topics import Topic, all_topics, match_topic
 from .connection import Interposer, ServerConnection
 from .engine import Engine
+from .faults import interposer_for
 from .frames import Frame, Opcode
 from .namespace import Arrivals, ConnectionInfo, MakeInterposer, Namespace, close_connection, describe
 from .profiles import Profile, by_name
@@ -34,8 +34,7 @@ HALF_A_MESSAGE = Frame(Opcode.TEXT, b'{"type":"publication","topic":"demo.ha', f
 
 def make_interposer(faults: Sequence[Any], number: int) -> Interposer | None:
     """Return what does ``faults`` to the session's connection of this number: the one place that knows how."""
-    interposer: Interposer | None = import_module("realtime.testing.faults").interposer_for(faults, number)
-    return interposer
+    return interposer_for(faults, number)
 
 
 @dataclass(frozen=True, slots=True)
