@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import json
 import os
 import random
@@ -16,9 +17,10 @@ import threading
 import time
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime
+from functools import cache
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,8 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from realtime.events import group_name
+
+from .forkserver import Forked, ForkServer, program
 
 ROOT = Path(__file__).resolve().parent.parent
 TIMEOUT = 20.0
@@ -73,32 +77,47 @@ def free_port() -> int:
     raise AssertionError("unreachable: the ports go round")
 
 
+@cache
+def fork_server() -> ForkServer:
+    """Return what this process starts its Python programs by, from now on to its end."""
+    server = ForkServer()
+    atexit.register(server.stop)
+    return server
+
+
 class Process:
     """Be a child process whose lines of output can be waited for."""
 
     def __init__(self, *command: str, pass_fds: Sequence[int] = (), **env: str) -> None:
+        self.command = command
         self.name = " ".join(command[:4])
         self.lines: list[str] = []
         self._changed = threading.Condition()
         self._ended = False
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT), **env}
-        self._popen = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-            pass_fds=pass_fds,
-        )
+        reading, writing = os.pipe()
+        self._stdout = os.fdopen(reading, errors="replace")
+        self._popen: subprocess.Popen[bytes] | Forked
+        try:
+            if arguments := program(command, environment):
+                self._popen = fork_server().start(arguments, ROOT, environment, writing, pass_fds)
+            else:
+                self._popen = subprocess.Popen(
+                    command,
+                    cwd=ROOT,
+                    env=environment,
+                    stdout=writing,
+                    stderr=writing,
+                    start_new_session=True,
+                    pass_fds=pass_fds,
+                )
+        finally:
+            os.close(writing)
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
     def _read(self) -> None:
-        assert self._popen.stdout is not None
-        with self._popen.stdout as stdout:
+        with self._stdout as stdout:
             for line in stdout:
                 with self._changed:
                     self.lines.append(line.rstrip("\n"))
@@ -356,6 +375,30 @@ async def eventually(condition: Callable[[], Any], timeout: float = TIMEOUT, int
     while not (last := await asyncio.to_thread(condition)):
         assert time.monotonic() < deadline, f"not so within {timeout:g} s; last it was {last!r}"
         await asyncio.sleep(interval)
+
+
+class Stalls:
+    """Measure for how long this event loop is kept from running, on a machine that is busy with something else."""
+
+    longest = 0.0
+    """Seconds."""
+
+    async def watch(self, interval: float = 0.01) -> None:
+        while True:
+            before = time.monotonic()
+            await asyncio.sleep(interval)
+            self.longest = max(self.longest, time.monotonic() - before - interval)
+
+
+@asynccontextmanager
+async def stalls() -> AsyncIterator[Stalls]:
+    """Watch for stalls in the length of a ``with`` block, where a test compares moments."""
+    stalls = Stalls()
+    watching = asyncio.create_task(stalls.watch())
+    try:
+        yield stalls
+    finally:
+        watching.cancel()
 
 
 class Client:

@@ -93,6 +93,14 @@ class Raw:
             size = int.from_bytes(await self.take(2 if size == 126 else 8))
         return head[0] & 0x0F, await self.take(size)
 
+    async def text(self) -> bytes:
+        """Return the next message: in a test that takes long, the server sends pings meanwhile."""
+        while True:
+            opcode, payload = await self.frame()
+            if opcode != PING:
+                assert opcode == TEXT
+                return payload
+
     async def closed(self) -> tuple[int, str]:
         """Read on until the close frame, and return its code and reason; 1006 if the connection ends without."""
         try:

@@ -332,7 +332,7 @@ async def test_wire_behind_a_middleware_is_the_servers_own_only_where_nobody_loo
     async with Client(site.url) as client:
         await client.subscribe("many-1")
         kind = (await site.aget("/wire/?topic=many-1&action=look"))["kind"]
-        name = site._popen.args[-1].partition(":")[2]
+        name = site.command[-1].partition(":")[2]
         assert kind == ("WrappedWire" if name == "wrapped" else f"{site.kind.capitalize()}Wire")
 
 

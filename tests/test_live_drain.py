@@ -12,7 +12,7 @@ from urllib.error import HTTPError
 import pytest
 
 from . import raw
-from .live import Client, Server, eventually, running
+from .live import Client, Server, eventually, running, stalls
 from .raw import Raw
 
 FAREWELL = (1001, "server shutdown")
@@ -62,19 +62,23 @@ async def test_server_that_drains_says_so_and_lets_nobody_in(kind: str, number: 
 
 
 async def test_clients_are_closed_in_batches(kind: str) -> None:
-    with stoppable(kind, DRAIN_SECONDS="1") as own:
-        async with AsyncExitStack() as stack:
-            clients = [await stack.enter_async_context(Client(own.url)) for _ in range(300)]
+    for _ in range(5):
+        with stoppable(kind, DRAIN_SECONDS="1") as own:
+            async with AsyncExitStack() as stack:
+                clients = [await stack.enter_async_context(Client(own.url)) for _ in range(300)]
 
-            async def farewell(client: Client) -> float:
-                assert await client.closed() == FAREWELL
-                return time.monotonic()
+                async def farewell(client: Client) -> float:
+                    assert await client.closed() == FAREWELL
+                    return time.monotonic()
 
-            own.signal(signal.SIGTERM)
-            moments = sorted(await asyncio.gather(*map(farewell, clients)))
-        assert moments[-1] - moments[0] > 0.3
-        assert moments[149] - moments[0] > 0.1
-        await ends(own, signal.SIGTERM)
+                async with stalls() as stalled:
+                    own.signal(signal.SIGTERM)
+                    moments = sorted(await asyncio.gather(*map(farewell, clients)))
+            await ends(own, signal.SIGTERM)
+        if stalled.longest < 0.1:  # otherwise the moments say little of the server
+            break
+    assert moments[-1] - moments[0] > 0.3
+    assert moments[149] - moments[0] > 0.1
 
 
 async def test_client_that_does_not_leave_is_dropped_after_the_timeout(kind: str) -> None:

@@ -198,18 +198,14 @@ async def test_client_for_which_nothing_can_be_written_is_closed_after_the_timeo
 
 
 async def test_client_that_reads_slowly_but_steadily_is_not_closed(kind: str) -> None:
-    with running(kind, REALTIME_WRITE_TIMEOUT="1") as own:
+    with running(kind, REALTIME_WRITE_TIMEOUT="2") as own:
         async with reader(own) as slow:
-            while (await own.aget("/wire/?topic=many-1&action=look"))["buffered"] < 200_000:
-                await publish(own, "many-1", 10_000)
             began = time.monotonic()
-            received = 0
-            while time.monotonic() < began + 4:
-                await slow.frame()
-                received += 1
-                await own.aget("/mark/?text=x")
-                if (await own.aget("/wire/?topic=many-1&action=look"))["buffered"] < 200_000:
+            while time.monotonic() < began + 5:
+                while (await own.aget("/wire/?topic=many-1&action=look"))["buffered"] < 200_000:
                     await publish(own, "many-1", 10_000)
+                for _ in range(8):  # the kernel takes more only when a third of its own buffer, or so, is free
+                    await slow.frame()
             assert "slow_consumers" not in counts(own)
             assert (await own.aget("/census/"))["connections"] == 1
 
