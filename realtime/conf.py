@@ -47,7 +47,7 @@ def provider_of(method: str) -> BeforeValidator:
 class Settings(BaseModel):
     """Hold the settings. Each key is documented where it stands, with its default."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     CHANNEL_LAYER: str = "default"
     """The alias in ``CHANNEL_LAYERS`` of the layer that events cross."""

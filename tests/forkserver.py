@@ -28,7 +28,9 @@ from typing import Any, NoReturn
 LIBRARIES = [
     "asgiref.sync",
     "asyncio",
+    "autobahn.twisted.websocket",
     "autobahn.websocket.protocol",
+    "channels.apps",
     "channels.auth",
     "channels.consumer",
     "channels.db",
@@ -43,6 +45,8 @@ LIBRARIES = [
     "click",
     "concurrent.futures",
     "coverage",
+    "cryptography.hazmat.primitives.kdf.pbkdf2",
+    "daphne.utils",
     "django.apps",
     "django.conf",
     "django.contrib.auth.hashers",
@@ -58,27 +62,42 @@ LIBRARIES = [
     "django.db.migrations.loader",
     "django.db.models",
     "django.forms",
+    "django.middleware.cache",
+    "django.middleware.clickjacking",
+    "django.middleware.common",
+    "django.shortcuts",
     "django.template.loader_tags",
     "django.test.signals",
     "django.urls",
     "django.utils.autoreload",
+    "django.utils.translation.trans_real",
     "django.views.debug",
+    "django.views.decorators.csrf",
     "django.views.generic",
+    "django.views.i18n",
     "environ",
     "h11",
     "httptools",
     "multiprocessing.spawn",
     "opentelemetry.instrumentation.asgi",
-    "opentelemetry.instrumentation.django",
     "opentelemetry.sdk.metrics",
     "opentelemetry.sdk.trace",
     "pydantic",
+    "pydantic._internal._generate_schema",
+    "pydantic.fields",
+    "pydantic.functional_validators",
     "pydantic.json_schema",
+    "pydantic.main",
+    "pydantic.plugin._loader",
+    "pydantic.type_adapter",
+    "pydantic.types",
     "redis.asyncio",
     "twisted.application.internet",
     "twisted.internet.endpoints",
+    "twisted.internet.posixbase",
     "twisted.internet.ssl",
     "twisted.internet.tcp",
+    "twisted.internet.udp",
     "twisted.web.http",
     "urllib.request",
     "uvicorn.main",
@@ -87,12 +106,15 @@ LIBRARIES = [
     "uvloop",
     "websockets.asyncio.client",
     "websockets.server",
+    "whitenoise.middleware",
 ]
 """What is imported before a fork: none of it opens a file, starts a thread or takes a side in a choice of reactors."""
 
 ROOT = Path(__file__).resolve().parent.parent
 OWN = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT)}
 """The environment of the process that forks, which its interpreter has read."""
+READ_EARLY = ("PYTHON", "OTEL_")
+"""How the names of variables begin that the interpreter, or a library when it is imported, reads."""
 HEAD = struct.Struct("!I")
 STATUS = struct.Struct("!i")
 
@@ -142,7 +164,7 @@ class Forked:
 
 def program(command: Sequence[str], env: Mapping[str, str]) -> list[str] | None:
     """Return what a :class:`ForkServer` takes of a command; None where the command needs an interpreter of its own."""
-    if any(key.startswith("PYTHON") and value != OWN.get(key) for key, value in env.items()):
+    if any(key.startswith(READ_EARLY) and value != OWN.get(key, "") for key, value in env.items()):
         return None
     first, *rest = command
     if first == sys.executable and rest and (rest[0] == "-m" or rest[0].endswith(".py")):

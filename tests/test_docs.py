@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import json
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +30,26 @@ def rows(page: str, heading: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table[0].splitlines()[2:]]
 
 
+def attribute_docstrings(cls: type) -> dict[str, str]:
+    """Return the string literal that stands below each attribute of a class."""
+    [body] = [node.body for node in ast.parse(inspect.getsource(cls)).body if isinstance(node, ast.ClassDef)]
+    return {
+        field.target.id: below.value.value
+        for field, below in pairwise(body)
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(field.target, ast.Name)
+        and isinstance(below, ast.Expr)
+        and isinstance(below.value, ast.Constant)
+    }
+
+
 def test_settings_page_lists_every_key_with_its_default() -> None:
     listed = {key.strip("`"): (default.strip("`"), text) for key, default, text in rows("docs/settings.md", "Settings")}
-    fields = {name: (repr(field.default), field.description) for name, field in Settings.model_fields.items()}
+    texts = attribute_docstrings(Settings)
+    fields = {name: (repr(field.default), texts[name]) for name, field in Settings.model_fields.items()}
     listed = {key: (default.replace('"', "'"), text.rstrip(" |")) for key, (default, text) in listed.items()}
     assert listed == {
-        name: (default, " ".join((text or "").split()).replace("``", "`")) for name, (default, text) in fields.items()
+        name: (default, " ".join(text.split()).replace("``", "`")) for name, (default, text) in fields.items()
     }
 
 
