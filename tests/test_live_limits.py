@@ -504,17 +504,17 @@ async def test_peer_that_answers_no_ping_is_given_up(kind: str, talks: bool) -> 
 
 
 async def test_full_pool_of_hung_threads_does_not_stop_the_rest(kind: str) -> None:
-    with running(kind, REALTIME_SYNC_THREADS="2", REALTIME_HANDLER_TIMEOUT="0.5") as own:
+    with running(kind, REALTIME_SYNC_THREADS="2", REALTIME_HANDLER_TIMEOUT="2") as own:
         async with AsyncExitStack() as stack:
             hung = [await stack.enter_async_context(Client(own.url)) for _ in range(2)]
-            for client in hung:
-                answer = await client.ask({"type": "subscribe_request", "topic": "stuck-thread"})
+            asked = [client.ask({"type": "subscribe_request", "topic": "stuck-thread"}) for client in hung]
+            for answer in await asyncio.gather(*asked):
                 assert answer["error"]["code"] == "INTERNAL_ERROR"
             other = await stack.enter_async_context(Client(own.url))
             began = time.monotonic()
             answer = await other.ask({"type": "subscribe_request", "topic": "forbidden"})
             assert answer["error"]["code"] == "INTERNAL_ERROR"
-            assert time.monotonic() - began < 0.4  # at once
+            assert time.monotonic() - began < 1.5  # at once
             await other.subscribe("news")
             await publish(own, "news", 10)
             await other.publications(1)

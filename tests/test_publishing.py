@@ -238,7 +238,7 @@ async def test_burst_while_the_layer_hangs_fails_as_a_whole_in_the_time_of_one(i
         *(apublish_payload("news", str(number)) for number in range(100)), return_exceptions=True
     )
     assert {type(outcome) for outcome in outcomes} == {LayerUnavailable}
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 4  # not 100 times the timeout
 
 
 async def test_burst_that_takes_longer_than_one_event_may_is_no_failure(impatient: None) -> None:

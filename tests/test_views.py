@@ -316,7 +316,7 @@ async def test_layer_that_hangs_is_asked_again_after_a_second_only() -> None:
     began = time.monotonic()
     for _ in range(20):
         assert (await part("layer"))["status"] == "degraded"
-    assert time.monotonic() - began < 0.5
+    assert time.monotonic() - began < 1.5  # not 20 times the longest check
     assert pings() == 1
 
 
@@ -375,7 +375,7 @@ async def test_database_that_hangs_degrades_and_holds_one_thread(
     began = time.monotonic()
     for _ in range(20):
         assert (await part("database"))["status"] == "degraded"
-    assert time.monotonic() - began < 0.5
+    assert time.monotonic() - began < 1.5  # not 20 times the longest check
     assert database.asked == database.busy == 1
     assert caplog.text.count("event=check_failed part=database") == 1
     database.answers.set()

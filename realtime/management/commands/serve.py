@@ -180,8 +180,12 @@ def _load(application: str) -> None:
 
 def _run_daphne(application: str, host: str, port: int) -> None:
     from daphne.cli import CommandLineInterface
+    from twisted.internet import reactor as installed
 
     _load(application)
+    reactor: Any = installed
+    # Until the reactor runs, and has a handler of its own, an exception might end in one of Twisted's callbacks.
+    signal.signal(signal.SIGTERM, lambda *_: reactor.callFromThread(reactor.stop))
     CommandLineInterface().run(["--bind", host, "--port", str(port), application])
 
 
