@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 JOBS ?= 2
 
-.PHONY: serve test lint format bench benchmarks-doc soak outages clean
+.PHONY: serve test test-failed lint format bench benchmarks-doc soak outages clean
 
 serve: .venv/installed
 	DEBUG=$${DEBUG-1} exec $(BIN)/python manage.py serve $(ARGS)
@@ -11,6 +11,12 @@ serve: .venv/installed
 test: .venv/installed
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest --numprocesses $(JOBS) --dist worksteal $(ARGS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+# What failed beside others, one by one: tests look at the clock, and a machine that is busy proves nothing by it.
+test-failed: .venv/installed
+	$(BIN)/coverage run -m pytest --last-failed --last-failed-no-failures none --exitfirst $(ARGS)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 

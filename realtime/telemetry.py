@@ -611,7 +611,7 @@ class LoopLag:
     @property
     def greatest(self) -> float:
         """The greatest delay of late, in seconds."""
-        return max(*self._windows, time.monotonic() - self._due - self.INTERVAL)
+        return max(*self._windows, time.monotonic() - self._due)
 
     def stop(self) -> None:
         self._timer.cancel()

@@ -1,7 +1,7 @@
 """
 Python programs as processes of their own, forked from one that has imported the libraries they need.
 
-An import of Django, Channels, Twisted and the rest takes a second or more, and the tests start over a thousand servers.
+An import of Django, Channels, Twisted and the rest takes a second or more, and the tests start many hundred servers.
 Only libraries are imported before the fork: the settings, the site and ``realtime`` itself are the new process's own.
 """
 
@@ -24,6 +24,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
+
+import pydantic
 
 LIBRARIES = [
     "asgiref.sync",
@@ -83,12 +85,10 @@ LIBRARIES = [
     "opentelemetry.sdk.metrics",
     "opentelemetry.sdk.trace",
     "pydantic",
-    "pydantic._internal._generate_schema",
     "pydantic.fields",
     "pydantic.functional_validators",
     "pydantic.json_schema",
     "pydantic.main",
-    "pydantic.plugin._loader",
     "pydantic.type_adapter",
     "pydantic.types",
     "redis.asyncio",
@@ -123,7 +123,6 @@ class Forked:
     """Be to a forked program what ``subprocess.Popen`` is to a command."""
 
     def __init__(self, server: ForkServer, request: Mapping[str, Any], fds: Sequence[int]) -> None:
-        self._server = server
         self._ends, theirs = socket.socketpair()
         self._lock = threading.Lock()
         self.returncode: int | None = None
@@ -221,6 +220,7 @@ def serve(number: int) -> None:
     """Fork for each request, and tell of each child's end, until the other side has gone."""
     for name in LIBRARIES:
         importlib.import_module(name)
+    pydantic.TypeAdapter(int)  # imports what makes schemas, which pydantic puts off
     assert "twisted.internet.reactor" not in sys.modules
     assert threading.active_count() == 1
     wakeup, woken = os.pipe()

@@ -139,7 +139,7 @@ async def test_publications_and_closes_resume_after_an_outage(system: System, ou
             await client.echo()
             began = time.monotonic()
             await client.subscribe("many-2")
-            assert time.monotonic() - began < 1.5
+            assert time.monotonic() - began < 4
         if outage == "killed":
             system.redis.start()
         elif outage == "frozen":

@@ -140,7 +140,7 @@ async def test_subscribes_of_many_at_the_same_moment_are_answered_during_the_out
         with outage(system):
             topics = [f"many-{number}" for number in range(20)]
             seconds = await asyncio.gather(*map(timed_subscribe, connected, topics))
-            assert max(seconds) < 1.5
+            assert max(seconds) < 4
         for client, topic in zip(connected, topics, strict=True):
             await publications_resume(system, topic, client)
 
@@ -152,7 +152,7 @@ async def test_new_connections_are_accepted_during_the_outage(system: System, ou
             connected = await stack.enter_async_context(clients(*system.servers))
             for client in connected:
                 await client.echo()
-            assert time.monotonic() - began < 1
+            assert time.monotonic() - began < 4
             for client in connected:
                 await client.subscribe("heartbeat")
         await beats_resume(*connected)

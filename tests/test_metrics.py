@@ -29,7 +29,7 @@ from realtime.layers import waiting
 from realtime.metrics import COUNTER, INSTRUMENTS, Instrument
 from realtime.publishing import abeat
 from realtime.registry import STARTED, Registry
-from realtime.telemetry import DURATIONS, MOST_OUTCOMES, Buckets, Stats
+from realtime.telemetry import DURATIONS, MOST_OUTCOMES, Buckets, LoopLag, Stats
 from realtime.threads import get_threads
 
 from .memory import (
@@ -693,6 +693,13 @@ def restless() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("restless")
+async def test_lag_of_a_loop_that_is_held_up_now_is_known_meanwhile() -> None:
+    lag = LoopLag(asyncio.get_running_loop())
+    time.sleep(LoopLag.INTERVAL + 0.3)  # noqa: ASYNC251 - that is what is measured
+    assert lag.greatest >= 0.3
+    lag.stop()
+
+
 async def test_reading_while_the_loop_counts_does_not_fail(meters: Meters, caplog: pytest.LogCaptureFixture) -> None:
     hub = await started_hub()
     settle()
