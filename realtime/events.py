@@ -85,7 +85,8 @@ class CloseEvent(TracedEnvelope):
     ``session`` (its digest). With ``user``, the connections of ``keep_session`` stay, but are not that session's any
     more, as its key has changed; from then on ``session`` together with ``user`` closes them too.
 
-    ``spread`` is the number of seconds to stagger the closes over, ``reply_to`` the channel that wants an ack.
+    ``spread`` is the number of seconds to stagger the closes over, ``reply_to`` the channel that wants an ack,
+    and ``part`` the event's number among those that ask for one thing together.
     """
 
     kind: Literal["close"] = "close"
@@ -98,13 +99,15 @@ class CloseEvent(TracedEnvelope):
     keep_session: str | None = None
     spread: float = 0.0
     reply_to: str | None = None
+    part: int = 0
 
 
 class AckEvent(Envelope):
-    """Say how many connections the hub named ``server`` closes for one close event."""
+    """Say how many connections the hub named ``server`` closes for one close event: the one with the same ``part``."""
 
     kind: Literal["ack"] = "ack"
     server: str
+    part: int = 0
     connections: int
 
 

@@ -456,7 +456,7 @@ class Hub:
             else:
                 connection.close(event.code, event.reason)
         logger.info("event=close code=%d connections=%d spread=%g", event.code, len(chosen), event.spread)
-        self._reply(event.reply_to, AckEvent(server=self.id, connections=len(chosen)))
+        self._reply(event.reply_to, AckEvent(server=self.id, part=event.part, connections=len(chosen)))
         if event.traceparent is not None and self.tracing.on:
             attributes: Attributes = {Key.CODE: event.code, Key.CONNECTIONS: len(chosen)}
             self.tracing.note(Name.CLOSE, SpanKind.CONSUMER, attributes, event.traceparent, began=began)

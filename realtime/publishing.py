@@ -222,7 +222,8 @@ async def aclose_connections(
     attributes: Attributes = {Key.CODE: message.code, Key.TARGET: target or ("all" if ids is None else "ids")}
     producing = _Producing(Name.CLOSE_CONNECTIONS, "", attributes)
     async with producing as traceparent:
-        events = [event.model_copy(update={"ids": chunk, "traceparent": traceparent}) for chunk in chunks]
+        updates = [{"ids": chunk, "traceparent": traceparent, "part": part} for part, chunk in enumerate(chunks)]
+        events = [event.model_copy(update=update) for update in updates]
         answers, expected = await _on_loop_of(find_hub(), lambda: _ask_hubs(events, wait))
         acks = [answer for answer in answers if isinstance(answer, AckEvent)]
         servers = len({ack.server for ack in acks})
@@ -337,17 +338,21 @@ class _Inbox:
                 self._arrived.put_nowait(event)
 
     async def collect(self, expected: int | None, wait: float) -> list[Answer]:
-        """Return the answers that arrive within ``wait`` seconds, or until ``expected`` have."""
-        answers: list[Answer] = []
+        """
+        Return the answers that arrive within ``wait`` seconds, or until ``expected`` have.
+
+        One that a server gives twice counts once: what was sent on a connection that died is sent again.
+        """
+        answers: dict[tuple[str, int], Answer] = {}
         try:
             async with asyncio.timeout(wait):
                 while expected is None or len(answers) < expected:
                     event = await self._arrived.get()
                     if isinstance(event, Answer):
-                        answers.append(event)
+                        answers.setdefault((event.server, event.part if isinstance(event, AckEvent) else 0), event)
         except TimeoutError:
             pass
-        return answers
+        return [*answers.values()]
 
 
 async def _send_to_topic(topic: str, event: PublicationEvent | BeatEvent) -> None:

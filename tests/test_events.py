@@ -59,7 +59,7 @@ def test_event_message_has_one_type_whatever_the_client_sent(event: Any) -> None
 
 def test_event_message_leaves_out_what_is_absent() -> None:
     message = CloseEvent(code=CloseCode.GOING_AWAY, reason="").to_message()
-    assert message == {"type": CHANNELS_TYPE, "kind": "close", "code": 1001, "reason": "", "spread": 0.0}
+    assert message == {"type": CHANNELS_TYPE, "kind": "close", "code": 1001, "reason": "", "spread": 0.0, "part": 0}
     assert type(message["code"]) is int
 
 

@@ -15,11 +15,13 @@ from channels.layers import InMemoryChannelLayer
 from django.core.exceptions import SynchronousOnlyOperation
 
 from realtime import CloseMessage, Topic, aclose_connections, close_connections, link, publish, publishing
+from realtime.events import AckEvent
 from realtime.exceptions import LayerUnavailable
 from realtime.hub import get_hub
 from realtime.publishing import CloseOutcome, abeat, apublish_payload, publish_payload
 
 from .memory import (
+    TIMEOUT,
     Layer,
     RemoteLayer,
     clean_process,  # noqa: F401
@@ -301,6 +303,19 @@ async def test_close_while_the_layer_hangs_and_nobody_waits_any_more_leaves_no_t
 
 
 # Closing
+
+
+async def test_answer_that_comes_twice_counts_once() -> None:
+    acks = [
+        AckEvent(server="one", connections=2),
+        AckEvent(server="one", connections=0),
+        AckEvent(server="one", part=1, connections=3),
+        AckEvent(server="two", connections=4),
+    ]
+    async with publishing._Inbox(the_layer()) as inbox:
+        for ack in acks:
+            await the_layer().send(inbox.channel, ack.to_message())
+        assert await inbox.collect(3, wait=TIMEOUT) == [acks[0], *acks[2:]]
 
 
 async def test_close_reaches_all_connections() -> None:
