@@ -111,7 +111,9 @@ LIBRARIES = [
 """What is imported before a fork: none of it opens a file, starts a thread or takes a side in a choice of reactors."""
 
 ROOT = Path(__file__).resolve().parent.parent
-OWN = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT)}
+PYTHON = {"PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT)}
+"""What is in the environment of every process."""
+OWN = {**os.environ, **PYTHON}
 """The environment of the process that forks, which its interpreter has read."""
 READ_EARLY = ("PYTHON", "OTEL_")
 """How the names of variables begin that the interpreter, or a library when it is imported, reads."""

@@ -32,9 +32,8 @@ from websockets.exceptions import ConnectionClosed
 
 from realtime.events import group_name
 
-from .forkserver import Forked, ForkServer, program
+from .forkserver import PYTHON, ROOT, Forked, ForkServer, program
 
-ROOT = Path(__file__).resolve().parent.parent
 TIMEOUT = 20.0
 """Seconds that anything here may take before a test fails."""
 PAGE_TIMEOUT = 60.0
@@ -94,7 +93,7 @@ class Process:
         self.lines: list[str] = []
         self._changed = threading.Condition()
         self._ended = False
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT), **env}
+        environment = {**os.environ, **PYTHON, **env}
         reading, writing = os.pipe()
         self._stdout = os.fdopen(reading, errors="replace")
         self._popen: subprocess.Popen[bytes] | Forked

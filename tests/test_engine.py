@@ -77,7 +77,7 @@ class Script:
 @pytest.fixture
 async def server(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[DemoWebsocketServer]:
     """A server whose faults are scripts, each for the connections that it is given to."""
-    monkeypatch.setattr(controls, "make_interposer", lambda faults, number: faults[0])
+    monkeypatch.setattr(controls, "interposer_for", lambda faults, number: faults[0])
     async with DemoWebsocketServer("127.0.0.1:0", heartbeat_interval=HOUR) as server:
         yield server
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -32,11 +32,6 @@ HALF_A_MESSAGE = Frame(Opcode.TEXT, b'{"type":"publication","topic":"demo.ha', f
 """What is sent before a close in the middle of a message."""
 
 
-def make_interposer(faults: Sequence[Any], number: int) -> Interposer | None:
-    """Return what does ``faults`` to the session's connection of this number: the one place that knows how."""
-    return interposer_for(faults, number)
-
-
 @dataclass(frozen=True, slots=True)
 class Suffering:
     """Be the faults that connections meet with; called with a connection's number, make what does them to it."""
@@ -44,7 +39,7 @@ class Suffering:
     faults: tuple[Any, ...] = ()
 
     def __call__(self, number: int) -> Interposer | None:
-        return make_interposer(self.faults, number) if self.faults else None
+        return interposer_for(self.faults, number) if self.faults else None
 
 
 class Controls:
